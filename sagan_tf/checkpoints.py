@@ -1,0 +1,244 @@
+"""Checkpoints: written whole or not at all, verified, and read back by variable name.
+
+A checkpoint is the directory `model_dir/checkpoints/STEP`, in TensorFlow's own format under plain
+names (`generator/block_1/conv_1/kernel`, ...), so `tf.train.load_checkpoint` lists it. It is written
+under a temporary name, flushed to the disk, read back, and only then renamed: a directory with a
+number for a name is complete. Paths are those of a local or mounted file system.
+"""
+
+import concurrent.futures
+import json
+import os
+import shutil
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from sagan_tf import config as config_lib
+from sagan_tf import networks
+from sagan_tf.errors import UserError
+
+_PREFIX = "ckpt"
+_TEMPORARY = "tmp-"
+_PINNED = "pinned.json"
+
+State = Mapping[str, "keras.Variable | tf.Variable"]
+
+
+def model_state(name: str, model: keras.Model) -> dict[str, keras.Variable]:
+    """Returns the variables of a model by the names they have in a checkpoint."""
+    return {f"{name}/{variable.path}": variable for variable in model.variables}
+
+
+def _sync(path: str) -> None:
+    """Flushes a file or a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: str, text: str) -> None:
+    """Writes a small text file whole or not at all."""
+    temporary = f"{path}.{_TEMPORARY}{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      model_dir: the directory of the run.
+      keep: how many of the most recent to keep.
+      keep_every_steps: the first checkpoint of every so many steps is kept for good; 0: none.
+    """
+
+    def __init__(self, model_dir: str, keep: int = 5, keep_every_steps: int = 0):
+        self.directory = os.path.join(model_dir, "checkpoints")
+        self.keep = keep
+        self.keep_every_steps = keep_every_steps
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: concurrent.futures.Future | None = None
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all complete checkpoints, oldest first."""
+        if not os.path.isdir(self.directory):
+            return []
+        return sorted(int(name) for name in os.listdir(self.directory) if name.isdigit())
+
+    def path(self, step: int) -> str:
+        """Returns the prefix of a checkpoint, as `tf.train.load_checkpoint` takes it."""
+        return os.path.join(self.directory, str(step), _PREFIX)
+
+    def save(self, step: int, state: State) -> None:
+        """Copies the state now and writes it in the background; `wait` waits for that.
+
+        Raises:
+          UserError: if this or the previous write failed (a full disk, say); checkpoints
+            already written are not touched.
+        """
+        self.wait()
+        names = sorted(state)
+        values = [np.array(_value(state[name])) for name in names]
+        self._pending = self._writer.submit(self._write, step, names, values)
+
+    def wait(self) -> None:
+        """Waits until the last `save` is on the disk.
+
+        Raises:
+          UserError: if it failed.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        try:
+            pending.result()
+        except (OSError, tf.errors.OpError) as error:
+            reason = str(error).splitlines()[0]
+            last = self.steps()[-1:] or ["none"]
+            raise UserError(
+                f"A checkpoint could not be written to {self.directory} ({reason}); free some space or choose another "
+                f"--model_dir. The last complete checkpoint is that of step {last[0]}."
+            ) from error
+
+    def _write(self, step: int, names: list[str], values: list[np.ndarray]) -> None:
+        os.makedirs(self.directory, exist_ok=True)
+        for name in os.listdir(self.directory):
+            if name.startswith(_TEMPORARY):
+                shutil.rmtree(os.path.join(self.directory, name), ignore_errors=True)
+        temporary = os.path.join(self.directory, f"{_TEMPORARY}{step}")
+        os.makedirs(temporary)
+        prefix = os.path.join(temporary, _PREFIX)
+        try:
+            with tf.device("/cpu:0"):
+                tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names), tensors=values)
+            for name in os.listdir(temporary):
+                _sync(os.path.join(temporary, name))
+            reader = tf.train.load_checkpoint(prefix)
+            for name, value in zip(names, values, strict=True):
+                if not np.array_equal(reader.get_tensor(name), value, equal_nan=value.dtype.kind == "f"):
+                    raise OSError(f"{name} reads back differently from what was written")
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        final = os.path.join(self.directory, str(step))
+        if os.path.isdir(final):  # A run that fell back to an earlier checkpoint comes by again.
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        _sync(self.directory)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        steps = self.steps()
+        kept, period = set(steps[-self.keep :]) | self.pinned(), self.keep_every_steps
+        if period:
+            kept |= {min(s for s in steps if s // period == group) for group in {s // period for s in steps}}
+        for step in set(steps) - kept:
+            shutil.rmtree(os.path.join(self.directory, str(step)), ignore_errors=True)
+
+    def pinned(self) -> set[int]:
+        """Returns the steps that are kept whatever their age: the best by some metric."""
+        path = os.path.join(self.directory, _PINNED)
+        if not os.path.exists(path):
+            return set()
+        with open(path, encoding="utf-8") as file:
+            return set(json.load(file).values())
+
+    def pin(self, name: str, step: int) -> None:
+        """Keeps the checkpoint of this step under a name (such as `best_fid`) in place of the last so named."""
+        path = os.path.join(self.directory, _PINNED)
+        pins = {}
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                pins = json.load(file)
+        write_file(path, json.dumps({**pins, name: step}) + "\n")
+
+    def restore(self, state: State, step: int | None = None, partial: bool = False) -> int | None:
+        """Assigns every variable of the state from a checkpoint.
+
+        A damaged newest checkpoint is passed over for the one before, with a warning.
+
+        Args:
+          state: variables by checkpoint name.
+          step: the checkpoint's step; None: the newest that can be read.
+          partial: the checkpoint may hold more variables than the state.
+
+        Returns:
+          The step restored, or None if there is no checkpoint at all.
+
+        Raises:
+          UserError: if the step is missing, no checkpoint can be read, or names or shapes differ.
+        """
+        steps = self.steps()
+        if step is not None:
+            if step not in steps:
+                raise UserError(f"{self.directory} holds no checkpoint of step {step}; it has {steps or 'none'}.")
+            steps = [step]
+        for candidate in reversed(steps):
+            try:
+                values = self._read(candidate, state, partial)
+            except (tf.errors.OpError, RuntimeError, OSError) as error:
+                reason = str(error).splitlines()[0]
+                logging.warning("The checkpoint of step %d is damaged (%s); trying the one before.", candidate, reason)
+                continue
+            for name, variable in state.items():
+                variable.assign(values[name])
+            return candidate
+        if steps:
+            raise UserError(f"No checkpoint in {self.directory} can be read; all of {steps} are damaged.")
+        return None
+
+    def _read(self, step: int, state: State, partial: bool) -> dict[str, np.ndarray]:
+        reader = tf.train.load_checkpoint(self.path(step))
+        shapes = reader.get_variable_to_shape_map()
+        problems = [f"{name} is missing" for name in state if name not in shapes]
+        if not partial:
+            problems += [f"{name} is not part of the model" for name in shapes if name not in state]
+        problems += [
+            f"{name} is {shapes[name]} instead of {list(variable.shape)}"
+            for name, variable in state.items()
+            if name in shapes and list(variable.shape) != shapes[name]
+        ]
+        if problems:
+            raise UserError(
+                f"The checkpoint {self.path(step)} is not of this configuration: {'; '.join(sorted(problems)[:5])}"
+                f"{' ...' if len(problems) > 5 else ''}."
+            )
+        return {name: reader.get_tensor(name) for name in state}
+
+
+def _value(variable: "keras.Variable | tf.Variable") -> tf.Tensor:
+    return tf.convert_to_tensor(variable.value if isinstance(variable, keras.Variable) else variable)
+
+
+def restore(model_dir: str, use_ema: bool | None = None, step: int | None = None) -> tuple[keras.Model, keras.Model]:
+    """Returns the trained generator and discriminator of a run.
+
+    Call them as `generator([z, labels], training=False)` and `discriminator([images, labels],
+    training=False)`.
+
+    Args:
+      model_dir: the directory of the run.
+      use_ema: take the averaged generator; None: if the run has one.
+      step: the checkpoint to read; None: the newest.
+
+    Raises:
+      UserError: if the directory is not that of a run, has no such checkpoint, or has no average.
+    """
+    config = config_lib.load(model_dir)
+    if use_ema and not config.ema_decay:
+        raise UserError(f"--model_dir={model_dir} was trained without an averaged generator (--ema_decay=0).")
+    name = "ema_generator" if (config.ema_decay if use_ema is None else use_ema) else "generator"
+    generator, discriminator = networks.generator(config), networks.discriminator(config)
+    state = model_state(name, generator) | model_state("discriminator", discriminator)
+    if Checkpoints(model_dir).restore(state, step, partial=True) is None:
+        raise UserError(f"--model_dir={model_dir} holds no checkpoint yet: train first.")
+    return generator, discriminator

@@ -1,0 +1,115 @@
+"""What all commands share: flags made from `Config`, `--help`, and errors as sentences."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+
+# Before TensorFlow is imported: its start-up notes would bury the commands' own output.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags, logging
+
+from sagan_tf import config as config_lib
+from sagan_tf.errors import UserError
+
+FLAGS = flags.FLAGS
+
+_DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+
+
+def define_config_flags() -> None:
+    """Defines one absl flag for each field of `Config`."""
+    for field in dataclasses.fields(config_lib.Config):
+        text, choices = field.metadata["help"], field.metadata["choices"]
+        if choices:
+            text += f" One of: {', '.join(map(str, choices))}."
+        _DEFINE[type(field.default)](field.name, field.default, text)
+
+
+def config_from_flags() -> config_lib.Config:
+    """Returns the configuration meant by the flags.
+
+    A `model_dir` that already holds a configuration supplies every setting that the command
+    line does not name.
+
+    Raises:
+      UserError: if a setting is impossible, or contradicts that of `model_dir`.
+    """
+    names = [field.name for field in dataclasses.fields(config_lib.Config)]
+    given = {name: FLAGS[name].value for name in names if FLAGS[name].present}
+    model_dir = given.get("model_dir", "")
+    if model_dir and os.path.exists(os.path.join(model_dir, config_lib.CONFIG_FILE)):
+        return config_lib.reconcile(config_lib.load(model_dir), given)
+    return config_lib.Config(**given).validate()
+
+
+def trained_config() -> config_lib.Config:
+    """Returns the configuration of the training run that `--model_dir` names.
+
+    Raises:
+      UserError: if the flag is missing or the directory is not that of a run.
+    """
+    if not FLAGS.model_dir:
+        raise UserError("--model_dir is missing: name the directory of a training run.")
+    config_lib.load(FLAGS.model_dir)
+    return config_from_flags()
+
+
+def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None) -> None:
+    """Runs a command: the body of every console script.
+
+    Args:
+      main: does the work; a `UserError` it raises is printed and exits with code 1.
+      define_flags: defines the flags that only this command has.
+    """
+    own_flags: list[str] = []
+    if define_flags:
+        before = set(FLAGS)
+        define_flags()
+        own_flags = sorted(set(FLAGS) - before)
+    define_config_flags()
+
+    def parse(argv: list[str]) -> list[str]:
+        if any(argument in ("--help", "-help", "-h", "--helpshort") for argument in argv[1:]):
+            print(help_text(main.__doc__ or "", own_flags))
+            sys.exit(0)
+        try:
+            rest = FLAGS(argv)
+        except flags.Error as error:
+            _fail(f"{error} (--help lists the flags.)")
+        if len(rest) > 1:
+            _fail(f"{rest[1]!r} is not a flag: flags start with -- (--help lists them).")
+        return rest
+
+    def guarded(_: list[str]) -> None:
+        try:
+            main()
+        except UserError as error:
+            _fail(str(error))
+
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    app.run(guarded, flags_parser=parse)
+
+
+def help_text(purpose: str, own_flags: list[str]) -> str:
+    """Returns the text of `--help`: the command's own flags, then the settings by group."""
+    lines = [purpose.strip(), ""]
+    groups = {"This command": own_flags} if own_flags else {}
+    for name in config_lib.GROUPS:
+        groups[name] = [f.name for f in dataclasses.fields(config_lib.Config) if f.metadata["group"] == name]
+    for group, names in groups.items():
+        lines += [f"{group}:"]
+        for name in names:
+            flag = FLAGS[name]
+            value = "''" if flag.default == "" else str(flag.default).lower() if flag.boolean else flag.default
+            lines += [f"  --{'[no]' if flag.boolean else ''}{name}  (default: {value})", f"      {flag.help}"]
+        lines += [""]
+    lines += ["--flagfile=FILE reads flags from a file; flags/ in the repository holds one for each experiment."]
+    return "\n".join(lines)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,237 @@
+"""The one frozen `Config` that every command shares, and its rules.
+
+Each field is a setting of an experiment: the flags of the commands are generated from the
+fields, a flagfile is a list of them, and training saves them as `config.json` in `model_dir`,
+from where later commands read them back.
+"""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+from sagan_tf.errors import UserError
+
+CONFIG_FILE = "config.json"
+
+# Resolutions at which each image size can hold the attention block: those that both networks
+# pass through (the tables in networks.py) and at which a query has somewhere to look.
+ATTENTION_RESOLUTIONS = {32: (8, 16), 64: (8, 16, 32), 128: (8, 16, 32, 64), 256: (8, 16, 32, 64, 128)}
+
+# The groups of `--help`, in the order in which they are printed.
+GROUPS = ("Run", "Data", "Networks", "Optimisation", "Speed", "Output")
+
+
+def _setting(default: Any, group: str, text: str, choices: tuple = (), free: bool = False) -> Any:
+    """Returns a dataclass field; `free` settings may change when a run is resumed."""
+    metadata = {"group": group, "help": text, "choices": choices, "free": free}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of one experiment.
+
+    Defaults are those of the reference at 128x128 px (paper: arXiv 1805.08318). Construct it
+    directly in Python, or let the commands build it from flags; `validate` is called by both
+    before any work starts.
+    """
+
+    # Run: where, how long, on what.
+    model_dir: str = _setting("", "Run", "Directory of the run: configuration, checkpoints, summaries, samples.", free=True)
+    train_steps: int = _setting(1_000_000, "Run", "Steps to train in all, counted from the start of the run.", free=True)
+    batch_size: int = _setting(256, "Run", "Images per update, over all replicas and accumulation steps.")
+    seed: int = _setting(0, "Run", "Seed of initialisation, noise, labels and data order.")
+    distribution: str = _setting(
+        "auto",
+        "Run",
+        "Where to train: auto takes every GPU of this machine, or one device if there is none or one.",
+        choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"),
+        free=True,
+    )
+    tpu: str = _setting("", "Run", "Name or address of the TPU, for --distribution=tpu; empty: the local one.", free=True)
+    deterministic: bool = _setting(
+        False, "Run", "Bit-identical results for the same seed and hardware, at some cost in speed.", free=True
+    )
+    on_nan: str = _setting(
+        "stop",
+        "Run",
+        "When a loss or a weight is no longer finite: stop, or roll back to the last checkpoint and draw other data.",
+        choices=("stop", "rollback"),
+        free=True,
+    )
+    max_rollbacks: int = _setting(3, "Run", "Rollbacks allowed in one run, for --on_nan=rollback.", free=True)
+
+    # Data.
+    dataset: str = _setting(
+        "twins",
+        "Data",
+        "Training images: twins (generated), folder:PATH, tfrecord:GLOB, or tfds:NAME.",
+    )
+    data_split: str = _setting("train", "Data", "Split to train on, for tfds:NAME (slices such as train[:50%] work).")
+    data_dir: str = _setting("", "Data", "Directory of the prepared TFDS data; empty: its own default.", free=True)
+    image_size: int = _setting(128, "Data", "Height and width of the images, in pixels.", choices=tuple(ATTENTION_RESOLUTIONS))
+    num_classes: int = _setting(-1, "Data", "Classes to condition on; 0: unconditional; -1: as many as the dataset has.")
+    horizontal_flip: bool = _setting(False, "Data", "Mirror each image with probability 1/2 (the reference does not).")
+    twins_cells: int = _setting(3, "Data", "Cells along each side of a tile of the dataset twins.")
+    skip_corrupt_records: int = _setting(
+        0, "Data", "Corrupt examples to skip (and report) before giving up; 0: stop at the first.", free=True
+    )
+
+    # Networks.
+    z_dim: int = _setting(128, "Networks", "Dimensions of the latent vector z.")
+    gf_dim: int = _setting(64, "Networks", "Channels of the generator's last block; the others are multiples of it.")
+    df_dim: int = _setting(64, "Networks", "Channels of the discriminator's first block; the others are multiples of it.")
+    attention_resolution: int = _setting(
+        32,
+        "Networks",
+        "Feature map size, in pixels, after which the attention block stands in both networks; 0: none.",
+        choices=(0, 8, 16, 32, 64, 128),
+    )
+    attention_block: str = _setting(
+        "attention",
+        "Networks",
+        "What stands there: self-attention, or the residual block of the paper's control experiment.",
+        choices=("attention", "residual"),
+    )
+    attention_pooling: bool = _setting(
+        True, "Networks", "Pool keys and values 2x2, as the reference does; --noattention_pooling is the paper's text."
+    )
+    generator_spectral_norm: bool = _setting(True, "Networks", "Spectral normalisation of the generator.")
+    discriminator_spectral_norm: bool = _setting(True, "Networks", "Spectral normalisation of the discriminator.")
+    spectral_norm_gradient: bool = _setting(
+        True, "Networks", "Let gradients flow through the power iteration, as in the reference."
+    )
+    spectral_norm_epsilon: float = _setting(1e-12, "Networks", "Added to the vector norms of the power iteration.")
+    sync_batch_norm: bool = _setting(
+        False, "Networks", "Batch moments over all replicas; the reference takes them per replica."
+    )
+
+    # Optimisation.
+    loss_type: str = _setting("hinge", "Optimisation", "Adversarial loss.", choices=("hinge", "kl"))
+    generator_learning_rate: float = _setting(1e-4, "Optimisation", "Adam's learning rate for the generator.")
+    discriminator_learning_rate: float = _setting(4e-4, "Optimisation", "Adam's learning rate for the discriminator.")
+    beta1: float = _setting(0.0, "Optimisation", "Adam's decay of the first moment.")
+    beta2: float = _setting(0.999, "Optimisation", "Adam's decay of the second moment.")
+    adam_epsilon: float = _setting(1e-8, "Optimisation", "Adam's epsilon, outside the bias correction.")
+    g_step: int = _setting(1, "Optimisation", "Generator updates per step.")
+    d_step: int = _setting(1, "Optimisation", "Discriminator updates per step, each on its own real batch.")
+    accumulation_steps: int = _setting(
+        1, "Optimisation", "Equal parts in which each replica computes its batch before one update; batch norm is per part."
+    )
+    ema_decay: float = _setting(0.0, "Optimisation", "Decay per step of the averaged generator; 0: none, as in the reference.")
+
+    # Speed: none of these changes the function that is computed.
+    steps_per_loop: int = _setting(20, "Speed", "Steps per call of the compiled training loop.", free=True)
+    mixed_precision: str = _setting(
+        "none", "Speed", "Number format of convolutions and products.", choices=("none", "bfloat16", "float16")
+    )
+    jit_compile: bool = _setting(False, "Speed", "Compile the training step with XLA (one replica, or TPU).", free=True)
+    fused_resampling: str = _setting(
+        "auto",
+        "Speed",
+        "Compute resampling and convolution as one strided convolution: where it is faster, always or never.",
+        choices=("auto", "always", "never"),
+        free=True,
+    )
+
+    # Output.
+    save_summaries_steps: int = _setting(200, "Output", "Steps between TensorBoard summaries and log lines.", free=True)
+    save_samples_steps: int = _setting(1000, "Output", "Steps between sample grids.", free=True)
+    save_checkpoint_steps: int = _setting(0, "Output", "Steps between checkpoints; 0: by time alone.", free=True)
+    save_checkpoint_secs: int = _setting(1200, "Output", "Seconds between checkpoints; 0: by steps alone.", free=True)
+    keep_checkpoints: int = _setting(5, "Output", "Most recent checkpoints to keep.", free=True)
+    keep_checkpoint_every_steps: int = _setting(
+        0, "Output", "Keep for good the first checkpoint of every so many steps; 0: none.", free=True
+    )
+
+    def validate(self) -> "Config":
+        """Returns itself, or raises `UserError` naming the first setting that cannot be."""
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            if choices and value not in choices:
+                raise UserError(f"--{field.name}={value} is not one of {', '.join(map(str, choices))}.")
+        for name, least in (
+            [("train_steps", 0), ("num_classes", -1), ("twins_cells", 2), ("skip_corrupt_records", 0), ("max_rollbacks", 0)]
+            + [(name, 1) for name in ("batch_size", "z_dim", "gf_dim", "df_dim", "g_step", "d_step", "steps_per_loop")]
+            + [(name, 1) for name in ("accumulation_steps", "save_summaries_steps", "save_samples_steps", "keep_checkpoints")]
+            + [(name, 0) for name in ("save_checkpoint_steps", "save_checkpoint_secs", "keep_checkpoint_every_steps")]
+        ):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name}={getattr(self, name)} must be at least {least}.")
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)} must be at least 0 and below 1.")
+        for name in ("generator_learning_rate", "discriminator_learning_rate", "adam_epsilon", "spectral_norm_epsilon"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"--{name}={getattr(self, name)} must be positive.")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed={self.seed} must be at least 0 and below 2**31.")
+        possible = ATTENTION_RESOLUTIONS[self.image_size]
+        if self.attention_resolution and self.attention_resolution not in possible:
+            raise UserError(
+                f"--attention_resolution={self.attention_resolution} does not occur in both networks at "
+                f"--image_size={self.image_size}: choose one of {', '.join(map(str, possible))}, or 0 for no attention."
+            )
+        if self.batch_size % self.accumulation_steps:
+            raise UserError(
+                f"--batch_size={self.batch_size} does not divide into --accumulation_steps={self.accumulation_steps} equal parts."
+            )
+        if not (self.save_checkpoint_steps or self.save_checkpoint_secs):
+            raise UserError(
+                "--save_checkpoint_steps and --save_checkpoint_secs are both 0: set one, or a run could not be resumed."
+            )
+        return self
+
+    def replace(self, **changes: Any) -> "Config":
+        """Returns a copy with some settings changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        """Returns the settings as JSON text; `model_dir` is left out, so that a run can be moved."""
+        settings = dataclasses.asdict(self)
+        del settings["model_dir"]
+        return json.dumps(settings, indent=2) + "\n"
+
+
+def load(model_dir: str) -> Config:
+    """Returns the configuration saved in `model_dir`.
+
+    Raises:
+      UserError: if there is none, or it cannot be read.
+    """
+    path = os.path.join(model_dir, CONFIG_FILE)
+    if not os.path.isdir(model_dir):
+        raise UserError(f"--model_dir={model_dir} does not exist.")
+    if not os.path.exists(path):
+        raise UserError(f"--model_dir={model_dir} holds no {CONFIG_FILE}: it is not the directory of a training run.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings = json.load(file)
+        return Config(**settings, model_dir=model_dir).validate()
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read as a configuration ({error}); restore it, or train into a new directory."
+        ) from error
+
+
+def reconcile(saved: Config, given: dict[str, Any]) -> Config:
+    """Returns the saved configuration with the settings given anew.
+
+    Args:
+      saved: the configuration of an existing `model_dir`.
+      given: settings that were named explicitly, by field name.
+
+    Raises:
+      UserError: if one of them would make it another experiment.
+    """
+    for field in dataclasses.fields(Config):
+        if field.name in given and not field.metadata["free"]:
+            before, after = getattr(saved, field.name), given[field.name]
+            if before != after and (field.name, after) != ("num_classes", -1):
+                raise UserError(
+                    f"--model_dir={saved.model_dir} was trained with --{field.name}={before}, not {after}: "
+                    "leave the flag out, or choose another --model_dir."
+                )
+    free = {name: value for name, value in given.items() if name != "num_classes"}
+    return saved.replace(**free).validate()

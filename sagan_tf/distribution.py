@@ -1,0 +1,71 @@
+"""From `--distribution` to a `tf.distribute` strategy."""
+
+import os
+
+import tensorflow as tf
+
+from sagan_tf.config import Config
+from sagan_tf.errors import UserError
+
+
+def make_strategy(config: Config) -> tf.distribute.Strategy:
+    """Returns the strategy that the configuration asks for.
+
+    auto: all GPUs of this machine (`MirroredStrategy`), or one device if there is none or one.
+    mirrored: every GPU, or every logical CPU device where there is no GPU. multi_worker: the
+    cluster that `TF_CONFIG` or Slurm describes.
+
+    Raises:
+      UserError: if the hardware or the cluster is not there, or the batch does not divide.
+    """
+    strategy = _strategy(config)
+    parts = strategy.num_replicas_in_sync * config.accumulation_steps
+    if config.batch_size % parts:
+        steps = f" and --accumulation_steps={config.accumulation_steps}" if config.accumulation_steps > 1 else ""
+        raise UserError(
+            f"--batch_size={config.batch_size} does not divide among {strategy.num_replicas_in_sync} replicas{steps}: "
+            f"choose a multiple of {parts}."
+        )
+    if config.jit_compile and strategy.num_replicas_in_sync > 1 and config.distribution != "tpu":
+        raise UserError("--jit_compile works on one replica (or a TPU): leave it out, or use --distribution=one_device.")
+    return strategy
+
+
+def _strategy(config: Config) -> tf.distribute.Strategy:
+    gpus = tf.config.list_logical_devices("GPU")
+    if config.distribution == "tpu":
+        try:
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=config.tpu or "local")
+            tf.config.experimental_connect_to_cluster(resolver)
+            tf.tpu.experimental.initialize_tpu_system(resolver)
+            return tf.distribute.TPUStrategy(resolver)
+        except (ValueError, RuntimeError, tf.errors.OpError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"No TPU answers at --tpu={config.tpu or 'local'} ({reason}).") from error
+    if config.distribution == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=_cluster_resolver())
+    if config.distribution == "mirrored" or (config.distribution == "auto" and len(gpus) > 1):
+        devices = gpus or tf.config.list_logical_devices("CPU")
+        names = [device.name for device in devices]
+        # Logical CPUs share one memory: reducing on one of them is all that is needed.
+        reduction = None if gpus else tf.distribute.ReductionToOneDevice()
+        return tf.distribute.MirroredStrategy(names, cross_device_ops=reduction)
+    return tf.distribute.OneDeviceStrategy(gpus[0].name if gpus else "/cpu:0")
+
+
+def _cluster_resolver() -> tf.distribute.cluster_resolver.ClusterResolver:
+    if "TF_CONFIG" in os.environ:
+        return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    if "SLURM_PROCID" in os.environ:
+        return tf.distribute.cluster_resolver.SlurmClusterResolver()
+    raise UserError("--distribution=multi_worker finds neither TF_CONFIG nor a Slurm job in the environment: set one.")
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether this process is the one that writes to `model_dir`."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or not resolver.cluster_spec().jobs or resolver.task_type is None:
+        return True
+    if "chief" in resolver.cluster_spec().jobs:
+        return resolver.task_type == "chief"
+    return resolver.task_type == "worker" and resolver.task_id == 0

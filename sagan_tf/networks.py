@@ -1,0 +1,260 @@
+"""The generator and the discriminator: the paper's tables as data, and the blocks in them."""
+
+import keras
+from keras import ops
+
+from sagan_tf.config import Config
+from sagan_tf.layers import (
+    BatchNormalization,
+    ConditionalBatchNormalization,
+    ResidualBlock,
+    SelfAttention,
+    SNConv2D,
+    SNDense,
+    SNEmbedding,
+)
+
+# (resolution after the block, width in multiples of gf_dim); the first row is the dense layer.
+# 128 is the paper's; the others are the field's (SNGAN for 32, BigGAN's progression for 256).
+GENERATOR = {
+    32: ((4, 4), (8, 4), (16, 4), (32, 4)),
+    64: ((4, 16), (8, 8), (16, 4), (32, 2), (64, 1)),
+    128: ((4, 16), (8, 16), (16, 8), (32, 4), (64, 2), (128, 1)),
+    256: ((4, 16), (8, 16), (16, 8), (32, 8), (64, 4), (128, 2), (256, 1)),
+}
+
+# (resolution after the block, width in multiples of df_dim); a row that repeats the resolution
+# before it does not pool.
+DISCRIMINATOR = {
+    32: ((16, 2), (8, 2), (8, 2), (8, 2)),
+    64: ((32, 1), (16, 2), (8, 4), (4, 8), (4, 16)),
+    128: ((64, 1), (32, 2), (16, 4), (8, 8), (4, 16), (4, 16)),
+    256: ((128, 1), (64, 2), (32, 4), (16, 8), (8, 8), (4, 16), (4, 16)),
+}
+
+_serializable = keras.saving.register_keras_serializable(package="sagan_tf")
+
+
+class _Block(keras.layers.Layer):
+    """A residual block; `conv_options` go to each `SNConv2D` in it."""
+
+    def __init__(self, filters, conv_options=None, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.conv_options = dict(conv_options or {})
+
+    def _conv(self, name, input_shape, kernel_size=3, resample=None):
+        conv = SNConv2D(self.filters, kernel_size, resample, name=name, dtype=self.dtype_policy, **self.conv_options)
+        conv.build(input_shape)
+        setattr(self, name, conv)
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters, "conv_options": self.conv_options}
+
+
+@_serializable
+class UpBlock(_Block):
+    """The generator's block: twice the resolution, class-conditional batch norm.
+
+    CBN, ReLU, nearest x2, SN conv 3x3, CBN, ReLU, SN conv 3x3; shortcut: nearest x2, SN conv
+    1x1. Call with `[features [B, H, W, C], labels [B]]`; returns `[B, 2H, 2W, filters]`.
+    """
+
+    def __init__(self, filters, num_classes, conv_options=None, batch_norm_options=None, **kwargs):
+        super().__init__(filters, conv_options, **kwargs)
+        self.num_classes = num_classes
+        self.batch_norm_options = dict(batch_norm_options or {})
+
+    def build(self, input_shape):
+        inputs, labels = input_shape
+        inner = (inputs[0], 2 * inputs[1], 2 * inputs[2], self.filters)
+        for name, shape in (("cbn_1", inputs), ("cbn_2", inner)):
+            norm = ConditionalBatchNormalization(
+                self.num_classes, name=name, dtype=self.dtype_policy, **self.batch_norm_options
+            )
+            norm.build([shape, labels])
+            setattr(self, name, norm)
+        self._conv("conv_1", inputs, resample="up")
+        self._conv("conv_2", inner)
+        self._conv("shortcut", inputs, kernel_size=1, resample="up")
+
+    def call(self, inputs, training=False):
+        x, labels = inputs
+        y = ops.relu(self.cbn_1([x, labels], training=training))
+        y = ops.relu(self.cbn_2([self.conv_1(y, training=training), labels], training=training))
+        return self.conv_2(y, training=training) + self.shortcut(x, training=training)
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, _ = input_shape[0]
+        return (batch, 2 * height, 2 * width, self.filters)
+
+    def get_config(self):
+        return {**super().get_config(), "num_classes": self.num_classes, "batch_norm_options": self.batch_norm_options}
+
+
+@_serializable
+class DownBlock(_Block):
+    """The discriminator's block: half the resolution, or the same.
+
+    ReLU, SN conv 3x3, ReLU, SN conv 3x3, 2x2 average pool; shortcut: SN conv 1x1, average pool.
+    The first block of the network has no ReLU before its first convolution; a block that neither
+    pools nor changes the width has no convolution on its shortcut. `[B, H, W, C]` to
+    `[B, H/2, W/2, filters]`.
+    """
+
+    def __init__(self, filters, pool=True, first=False, conv_options=None, **kwargs):
+        super().__init__(filters, conv_options, **kwargs)
+        self.pool = pool
+        self.first = first
+
+    def build(self, input_shape):
+        resample = "down" if self.pool else None
+        self._conv("conv_1", input_shape)
+        self._conv("conv_2", (*input_shape[:-1], self.filters), resample=resample)
+        if self.pool or input_shape[-1] != self.filters:
+            self._conv("shortcut", input_shape, kernel_size=1, resample=resample)
+        else:
+            self.shortcut = None
+
+    def call(self, inputs, training=False):
+        x = inputs if self.first else ops.relu(inputs)
+        x = ops.relu(self.conv_1(x, training=training))
+        x = self.conv_2(x, training=training)
+        return x + (inputs if self.shortcut is None else self.shortcut(inputs, training=training))
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, _ = input_shape
+        divisor = 2 if self.pool else 1
+        return (batch, height // divisor, width // divisor, self.filters)
+
+    def get_config(self):
+        return {**super().get_config(), "pool": self.pool, "first": self.first}
+
+
+@_serializable
+class ProjectionHead(keras.layers.Layer):
+    """The projection discriminator's last layer: features and labels to a logit.
+
+    `h = sum over space of relu(features)` (a sum, not a mean); logit = `SNDense(h) + h .
+    SNEmbedding(label)`, `[B, 1]` float32. With `num_classes=0` the second term is left out.
+
+    Reference: Miyato and Koyama, arXiv 1802.05637.
+    """
+
+    def __init__(self, num_classes, spectral_norm_options=None, **kwargs):
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.spectral_norm_options = dict(spectral_norm_options or {})
+
+    def build(self, input_shape):
+        features, labels = input_shape
+        self.dense = SNDense(1, name="dense", dtype=self.dtype_policy, **self.spectral_norm_options)
+        self.dense.build((features[0], features[-1]))
+        if self.num_classes:
+            self.embedding = SNEmbedding(
+                self.num_classes, features[-1], name="embedding", dtype=self.dtype_policy, **self.spectral_norm_options
+            )
+            self.embedding.build(labels)
+
+    def call(self, inputs, training=False):
+        features, labels = inputs
+        h = ops.sum(ops.relu(features), axis=(1, 2))  # [B, C]
+        logits = self.dense(h, training=training)  # [B, 1]
+        if self.num_classes:
+            logits += ops.sum(h * self.embedding(labels, training=training), axis=1, keepdims=True)
+        return logits
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0][0], 1)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "spectral_norm_options": self.spectral_norm_options,
+        }
+
+
+def _options(config: Config, spectral_norm: bool) -> tuple[dict, dict, str]:
+    """Returns the options of SN layers, those of SN convolutions, and the dtype policy."""
+    spectral_norm_options = {
+        "spectral_norm": spectral_norm,
+        "spectral_norm_gradient": config.spectral_norm_gradient,
+        "spectral_norm_epsilon": config.spectral_norm_epsilon,
+    }
+    policy = "float32" if config.mixed_precision == "none" else f"mixed_{config.mixed_precision}"
+    return spectral_norm_options, {**spectral_norm_options, "fused_resampling": config.fused_resampling}, policy
+
+
+def _attention_block(config: Config, conv_options: dict, policy: str) -> keras.layers.Layer:
+    if config.attention_block == "residual":
+        return ResidualBlock(conv_options, name="residual", dtype=policy)
+    return SelfAttention(config.attention_pooling, conv_options, name="attention", dtype=policy)
+
+
+def generator(config: Config) -> keras.Model:
+    """Returns the generator, a functional model of the paper's table.
+
+    Call it as `generator([z, labels], training=False)`: `z` float32 `[B, z_dim]`, standard normal;
+    `labels` int32 `[B]` in `0..num_classes-1` (not read if `num_classes=0`). Returns images, float32
+    `[B, image_size, image_size, 3]` in [-1, 1].
+    """
+    sn_options, conv_options, policy = _options(config, config.generator_spectral_norm)
+    batch_norm_options = {"synchronized": config.sync_batch_norm}
+    (start, multiple), *rows = GENERATOR[config.image_size]
+    width = multiple * config.gf_dim
+
+    z = keras.Input((config.z_dim,), name="z")
+    labels = keras.Input((), dtype="int32", name="labels")
+    x = SNDense(start * start * width, name="dense", dtype=policy, **sn_options)(z)
+    x = keras.layers.Reshape((start, start, width), name="reshape", dtype=policy)(x)
+    for number, (resolution, multiple) in enumerate(rows, start=1):
+        block = UpBlock(
+            multiple * config.gf_dim,
+            config.num_classes,
+            conv_options,
+            batch_norm_options,
+            name=f"block_{number}",
+            dtype=policy,
+        )
+        x = block([x, labels])
+        if resolution == config.attention_resolution:
+            x = _attention_block(config, conv_options, policy)(x)
+    # The reference's last batch norm is another one: slower decay, unbiased moving variance.
+    norm = BatchNormalization(
+        momentum=0.9999, unbiased_moving_variance=True, name="batch_norm", dtype=policy, **batch_norm_options
+    )
+    x = keras.layers.ReLU(name="relu", dtype=policy)(norm(x))
+    x = SNConv2D(3, 3, name="conv", dtype=policy, **conv_options)(x)
+    images = keras.layers.Activation("tanh", name="images", dtype="float32")(x)
+    return keras.Model([z, labels], images, name="generator")
+
+
+def discriminator(config: Config) -> keras.Model:
+    """Returns the discriminator, a functional model of the paper's table.
+
+    Call it as `discriminator([images, labels], training=False)`: `images` float32 `[B, image_size,
+    image_size, 3]` in [-1, 1], `labels` int32 `[B]` (not read if `num_classes=0`). Returns logits, float32
+    `[B, 1]`, positive for real.
+    """
+    sn_options, conv_options, policy = _options(config, config.discriminator_spectral_norm)
+
+    images = keras.Input((config.image_size, config.image_size, 3), name="images")
+    labels = keras.Input((), dtype="int32", name="labels")
+    x, before = images, config.image_size
+    for number, (resolution, multiple) in enumerate(DISCRIMINATOR[config.image_size], start=1):
+        block = DownBlock(
+            multiple * config.df_dim,
+            pool=resolution < before,
+            first=number == 1,
+            conv_options=conv_options,
+            name=f"block_{number}",
+            dtype=policy,
+        )
+        x = block(x)
+        # A plain block may repeat the resolution: attention stands after the first block that reaches it.
+        if resolution == config.attention_resolution and resolution < before:
+            x = _attention_block(config, conv_options, policy)(x)
+        before = resolution
+    logits = ProjectionHead(config.num_classes, sn_options, name="logits", dtype="float32")([x, labels])
+    return keras.Model([images, labels], logits, name="discriminator")

@@ -1,0 +1,77 @@
+"""A 2x resampling and the convolution beside it, computed as one strided convolution.
+
+Nearest-neighbour upsampling repeats values and average pooling adds them up, so a convolution
+next to either sees every input value, or adds every output value, more than once. Summing the
+kernel's taps first gives the same function (to float32 rounding) from fewer products:
+
+* upsample, then 3x3 convolution: with `y[o] = sum_k w[k] x[(o+k-1) // 2]` along one axis, input
+  `x[i]` reaches output `o = 2i+t` through the taps `k = 1-t` and `k = 2-t`, so
+  `y = conv_transpose(x, K, stride 2)` with `K[t+1] = w[1-t] + w[2-t]`, `t = -1..2`.
+* 3x3 convolution, then pool: `y[i] = 1/2 sum_a sum_k w[k] x[2i+a+k-1]`, so
+  `y = conv(x, K, stride 2)` with `K[t+1] = (w[t] + w[t+1]) / 2`, `t = -1..2`.
+* a 1x1 convolution commutes with both, so it runs at the lower resolution.
+
+In two dimensions a 3x3 kernel becomes the sum of the four shifts of its zero-padded self, 4x4,
+and 16 products per low-resolution position replace 36.
+
+All images are NHWC and kernels `[height, width, in, out]`.
+"""
+
+from keras import ops
+
+# Below these sizes of the low-resolution feature map the plain form is at least as fast on a
+# CPU: few positions share the larger kernel. `tools/benchmark.py` measures both.
+MIN_FUSED_UP = 16
+MIN_FUSED_DOWN = 16
+
+
+def use_fused(mode: str, low_resolution: int, least: int) -> bool:
+    """Returns whether to fuse: `mode` is always, never or auto (from `least` pixels up)."""
+    return mode == "always" or (mode == "auto" and low_resolution >= least)
+
+
+def upsample(images):
+    """Nearest-neighbour upsampling: `[B, H, W, C]` to `[B, 2H, 2W, C]`."""
+    return ops.repeat(ops.repeat(images, 2, axis=1), 2, axis=2)
+
+
+def average_pool(images):
+    """Average over 2x2 windows: `[B, 2H, 2W, C]` to `[B, H, W, C]`."""
+    return ops.average_pool(images, 2, strides=2, padding="valid", data_format="channels_last")
+
+
+def _sum_shifts(kernel):
+    """Adds the four shifts of a 3x3 kernel in a 4x4 frame."""
+    kernel = ops.pad(kernel, ((1, 0), (0, 0), (0, 0), (0, 0))) + ops.pad(kernel, ((0, 1), (0, 0), (0, 0), (0, 0)))
+    return ops.pad(kernel, ((0, 0), (1, 0), (0, 0), (0, 0))) + ops.pad(kernel, ((0, 0), (0, 1), (0, 0), (0, 0)))
+
+
+def upsample_conv(images, kernel, mode: str = "auto"):
+    """`conv(upsample(images))` with zero padding: `[B, H, W, C]` to `[B, 2H, 2W, F]`.
+
+    Args:
+      images: `[B, H, W, C]`.
+      kernel: `[3, 3, C, F]` or `[1, 1, C, F]`.
+      mode: auto, always or never use the fused form.
+    """
+    if not use_fused(mode, images.shape[1], MIN_FUSED_UP):
+        return ops.conv(upsample(images), kernel, padding="same", data_format="channels_last")
+    if kernel.shape[0] == 1:
+        return upsample(ops.conv(images, kernel, padding="same", data_format="channels_last"))
+    fused = ops.transpose(ops.flip(_sum_shifts(kernel), axis=(0, 1)), (0, 1, 3, 2))  # [4, 4, F, C]
+    return ops.conv_transpose(images, fused, strides=2, padding="same", data_format="channels_last")
+
+
+def conv_average_pool(images, kernel, mode: str = "auto"):
+    """`average_pool(conv(images))` with zero padding: `[B, 2H, 2W, C]` to `[B, H, W, F]`.
+
+    Args:
+      images: `[B, 2H, 2W, C]`.
+      kernel: `[3, 3, C, F]` or `[1, 1, C, F]`.
+      mode: auto, always or never use the fused form.
+    """
+    if not use_fused(mode, images.shape[1] // 2, MIN_FUSED_DOWN):
+        return average_pool(ops.conv(images, kernel, padding="same", data_format="channels_last"))
+    if kernel.shape[0] == 1:
+        return ops.conv(average_pool(images), kernel, padding="same", data_format="channels_last")
+    return ops.conv(images, _sum_shifts(kernel) / 4, strides=2, padding="same", data_format="channels_last")

@@ -1,0 +1,240 @@
+"""The networks, the optimisers, and one training step: the two updates of a GAN.
+
+`Trainer.update_generator` and `Trainer.update_discriminator` are the algorithm, with explicit
+inputs. `Trainer.train` runs them in a compiled loop on every replica of a strategy, drawing noise
+and labels as pure functions of (seed, step), so that the course of a run depends neither on the
+number of devices nor on interruptions.
+"""
+
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from sagan_tf import checkpoints, losses, networks
+from sagan_tf.config import Config
+
+# What `Trainer.train` returns for each step, in this order.
+METRICS = (
+    "generator_loss",
+    "discriminator_loss_real",
+    "discriminator_loss_fake",
+    "logits_real",
+    "logits_fake",
+    "generator_gradient_norm",
+    "discriminator_gradient_norm",
+)
+
+
+def adam(config: Config, learning_rate: float, name: str) -> keras.optimizers.Optimizer:
+    """Returns Adam in TF1's form: `lr sqrt(1-b2^t)/(1-b1^t) m / (sqrt(v) + epsilon)`."""
+    optimizer = keras.optimizers.Adam(
+        learning_rate, beta_1=config.beta1, beta_2=config.beta2, epsilon=config.adam_epsilon, name=name
+    )
+    if config.mixed_precision == "float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name=f"{name}_loss_scale")
+    return optimizer
+
+
+class Trainer:
+    """Everything that training changes, and how one step changes it.
+
+    Args:
+      config: a validated configuration with `num_classes >= 0`.
+      strategy: where to compute; the default strategy is one device.
+
+    Attributes:
+      generator, discriminator, ema_generator: the networks (`ema_generator` is None without
+        `ema_decay`).
+      step: int64 variable, steps done so far.
+      rollbacks: int64 variable, how often the run was rolled back after a NaN.
+      stop: bool variable; the loop ends after the step in which it becomes True.
+    """
+
+    def __init__(self, config: Config, strategy: tf.distribute.Strategy | None = None):
+        self.config = config
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self.ema_generator = None
+        keras.utils.set_random_seed(config.seed)
+        with self.strategy.scope():
+            self.generator = networks.generator(config)
+            self.discriminator = networks.discriminator(config)
+            self.generator_optimizer = adam(config, config.generator_learning_rate, "generator_adam")
+            self.generator_optimizer.build(self.generator.trainable_variables)
+            self.discriminator_optimizer = adam(config, config.discriminator_learning_rate, "discriminator_adam")
+            self.discriminator_optimizer.build(self.discriminator.trainable_variables)
+            if config.ema_decay:
+                self.ema_generator = networks.generator(config)
+                self.ema_generator.set_weights(self.generator.get_weights())
+            aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
+            self.step = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=aggregation, name="step")
+            self.rollbacks = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=aggregation, name="rollbacks")
+        with tf.device("/cpu:0"):
+            self.stop = tf.Variable(False, trainable=False, name="stop")
+        self._compiled_step = tf.function(self._step_on_replica, jit_compile=True) if config.jit_compile else None
+
+    @property
+    def sampler(self) -> keras.Model:
+        """The generator to draw samples from: the averaged one if there is one."""
+        return self.ema_generator or self.generator
+
+    def state(self) -> checkpoints.State:
+        """Returns every variable that a resumed run needs, by checkpoint name."""
+        state = {"step": self.step, "rollbacks": self.rollbacks}
+        state |= checkpoints.model_state("generator", self.generator)
+        state |= checkpoints.model_state("discriminator", self.discriminator)
+        if self.ema_generator is not None:
+            state |= checkpoints.model_state("ema_generator", self.ema_generator)
+        for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
+            state |= {variable.path: variable for variable in optimizer.variables}
+        return state
+
+    # The algorithm. Both updates run in replica context: the arguments are this replica's part.
+
+    def update_generator(self, z: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Makes one generator update.
+
+        The generator runs in training mode (moving averages and u move); the discriminator's state
+        stays.
+
+        Args:
+          z: float32 `[B, z_dim]`.
+          labels: int32 `[B]`.
+
+        Returns:
+          `generator_loss` and `generator_gradient_norm`, scalars of this replica.
+        """
+
+        def loss_fn(z, labels):
+            images = self.generator([z, labels], training=True)
+            logits = self.discriminator([images, labels], training=False)
+            loss = losses.generator_loss(logits)
+            return loss, {"generator_loss": loss}
+
+        metrics, norm = self._update(self.generator, self.generator_optimizer, loss_fn, (z, labels))
+        return {**metrics, "generator_gradient_norm": norm}
+
+    def update_discriminator(
+        self, images: tf.Tensor, labels: tf.Tensor, z: tf.Tensor, fake_labels: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Makes one discriminator update.
+
+        Real and generated images pass through the discriminator together: it has no batch norm, and
+        both then read the same u, which is stored once, as the reference stores it for the real
+        pass alone. The generator runs in training mode.
+
+        Args:
+          images: real images, float32 `[B, H, W, 3]` in [-1, 1].
+          labels: their labels, int32 `[B]`.
+          z: float32 `[B, z_dim]`.
+          fake_labels: labels to generate, int32 `[B]`.
+
+        Returns:
+          `discriminator_loss_real`, `discriminator_loss_fake` (their sum is minimised), the mean
+          logits `logits_real` and `logits_fake`, and `discriminator_gradient_norm`, of this replica.
+        """
+
+        def loss_fn(images, labels, z, fake_labels):
+            fakes = self.generator([z, fake_labels], training=True)
+            both = [tf.concat([images, fakes], 0), tf.concat([labels, fake_labels], 0)]
+            logits_real, logits_fake = tf.split(self.discriminator(both, training=True), 2)
+            loss_real, loss_fake = losses.discriminator_loss(logits_real, logits_fake, self.config.loss_type)
+            return loss_real + loss_fake, {
+                "discriminator_loss_real": loss_real,
+                "discriminator_loss_fake": loss_fake,
+                "logits_real": tf.reduce_mean(logits_real),
+                "logits_fake": tf.reduce_mean(logits_fake),
+            }
+
+        inputs = (images, labels, z, fake_labels)
+        metrics, norm = self._update(self.discriminator, self.discriminator_optimizer, loss_fn, inputs)
+        return {**metrics, "discriminator_gradient_norm": norm}
+
+    def _update(self, model, optimizer, loss_fn, inputs):
+        """Applies the gradient of the mean loss over `accumulation_steps` parts of the inputs."""
+        parts = self.config.accumulation_steps
+        variables = [variable.value for variable in model.trainable_variables]
+        total, metrics = None, {}
+        for part in zip(*(tf.split(value, parts) for value in inputs), strict=True):
+            # Nothing but this model's variables is watched, so no gradient work is done for the other.
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(variables)
+                loss, part_metrics = loss_fn(*part)
+                # The optimizer adds the replicas' gradients; the mean is wanted.
+                scaled = optimizer.scale_loss(loss / (parts * self.strategy.num_replicas_in_sync))
+            gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(scaled, variables)]
+            total = gradients if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
+            for name, value in part_metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + value / parts
+        norm = tf.linalg.global_norm(total) / optimizer.scale_loss(1.0 / self.strategy.num_replicas_in_sync)
+        optimizer.apply(total, model.trainable_variables)
+        return metrics, norm
+
+    # The loop around it.
+
+    def noise(self, step: tf.Tensor, update: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draws this replica's z and labels, a pure function of (seed, step, update, replica).
+
+        The whole global batch is drawn and cut, so that any number of replicas sees the same one.
+
+        Args:
+          step: int64 scalar.
+          update: number of the update within the step.
+
+        Returns:
+          z float32 `[B / replicas, z_dim]` and labels int32 `[B / replicas]`.
+        """
+        batch, replicas = self.config.batch_size, self.strategy.num_replicas_in_sync
+        updates = self.config.g_step + self.config.d_step
+        seed = tf.stack([tf.constant(self.config.seed, tf.int64), (step * updates + update) * 2])
+        z = tf.random.stateless_normal([batch, self.config.z_dim], seed)
+        classes = max(self.config.num_classes, 1)
+        labels = tf.random.stateless_uniform([batch], seed + [0, 1], maxval=classes, dtype=tf.int32)
+        start = tf.distribute.get_replica_context().replica_id_in_sync_group * (batch // replicas)
+        return tuple(tf.slice(x, [start] + [0] * (x.shape.rank - 1), [batch // replicas, *x.shape[1:]]) for x in (z, labels))
+
+    def _step_on_replica(self, step, batches):
+        """One step: `g_step` generator updates, then a discriminator update for each real batch."""
+        metrics = {}
+        for update in range(self.config.g_step):
+            metrics |= self.update_generator(*self.noise(step, update))
+        for update, batch in enumerate(batches, start=self.config.g_step):
+            metrics |= self.update_discriminator(batch["images"], batch["labels"], *self.noise(step, update))
+        return tf.stack([tf.cast(metrics[name], tf.float32) for name in METRICS])
+
+    def _update_average(self):
+        """Moves the averaged generator: weights and moving averages by decay, u by copying."""
+        decay = self.config.ema_decay
+        for average, variable in zip(self.ema_generator.variables, self.generator.variables, strict=True):
+            keep = 0.0 if average.name == "u" else decay
+
+            def move(average, value, keep=keep):
+                average.assign(keep * average + (1.0 - keep) * tf.convert_to_tensor(value))
+
+            self.strategy.extended.update(average.value, move, args=(variable.value,))
+
+    @tf.function
+    def train(self, batches: Iterator, steps: tf.Tensor) -> tf.Tensor:
+        """Trains for some steps; ends early when a metric is not finite, or `stop` is set.
+
+        Args:
+          batches: iterator over distributed batches `{"images", "labels"}`.
+          steps: int32 scalar tensor.
+
+        Returns:
+          The `METRICS` of each step done, float32 `[steps done, len(METRICS)]`, averaged over replicas.
+        """
+        history = tf.TensorArray(tf.float32, size=0, dynamic_size=True, element_shape=[len(METRICS)])
+        done, going = 0, True
+        while done < steps and going:
+            real = [next(batches) for _ in range(self.config.d_step)]
+            step_fn = self._compiled_step or self._step_on_replica
+            metrics = self.strategy.run(step_fn, args=(self.step, real))
+            metrics = self.strategy.reduce(tf.distribute.ReduceOp.MEAN, metrics, axis=None)
+            if self.ema_generator is not None:
+                self._update_average()
+            self.step.assign_add(1)
+            history = history.write(done, metrics)
+            going = tf.reduce_all(tf.math.is_finite(metrics)) and not self.stop
+            done += 1
+        return history.stack()

@@ -1,0 +1,45 @@
+"""Packaging of sagan_tf; tool settings are in pyproject.toml."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+
+COMMANDS = ("train", "sample", "export", "evaluate")
+
+setup(
+    name="sagan_tf",
+    version="0.1.0",
+    description="Self-Attention GAN (arXiv 1805.08318) for TensorFlow 2 and Keras 3, faithful to the reference implementation",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["sagan_tf", "sagan_tf.*"]),
+    package_data={"sagan_tf": ["py.typed", "assets/*"]},
+    install_requires=[
+        "tensorflow>=2.18",
+        "keras>=3.9",
+        "numpy",
+        "absl-py",
+        "pillow",
+        "tqdm",
+        "tensorboard",
+        "google-crc32c",
+        # Metrics: TF-GAN's evaluation functions, and what they import without declaring it.
+        "tensorflow-gan>=2.1.0",
+        "tensorflow-probability>=0.25",
+        "tensorflow-hub>=0.16.1",
+        "tf-keras>=2.18",
+        "setuptools<81",
+        # TFDS does not declare importlib_resources.
+        "tensorflow-datasets>=4.9.7",
+        "importlib_resources",
+    ],
+    extras_require={
+        "test": ["pytest", "scipy", "ruff"],
+        "jax": ["jax"],
+    },
+    entry_points={"console_scripts": [f"sagan-{name}=sagan_tf.{name}:run" for name in COMMANDS]},
+)
