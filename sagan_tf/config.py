@@ -175,7 +175,7 @@ class Config:
             )
         if self.batch_size % self.accumulation_steps:
             raise UserError(
-                f"--batch_size={self.batch_size} does not divide into --accumulation_steps={self.accumulation_steps} equal parts."
+                f"--batch_size={self.batch_size} does not divide into --accumulation_steps={self.accumulation_steps} parts."
             )
         if not (self.save_checkpoint_steps or self.save_checkpoint_secs):
             raise UserError(

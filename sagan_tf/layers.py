@@ -70,10 +70,6 @@ class _SpectralNormLayer(keras.layers.Layer):
         """Returns the weight as the `[K, C]` matrix whose largest singular value is taken."""
         return ops.reshape(weight, (-1, weight.shape[-1]))
 
-    def sigma(self):
-        """Returns the largest singular value as the next forward pass will estimate it."""
-        return power_iteration(self._matrix(ops.convert_to_tensor(self.kernel)), self.u, self.spectral_norm_epsilon)[0]
-
     def normalized_weight(self, training=False):
         """Returns weight / sigma in float32; stores the next `u` if `training`."""
         weight = ops.convert_to_tensor(self.kernel)
@@ -143,14 +139,6 @@ class SNConv2D(_SpectralNormLayer):
             outputs = ops.conv(inputs, kernel, padding="same", data_format="channels_last")
         return outputs + self.bias if self.use_bias else outputs
 
-    def compute_output_shape(self, input_shape):
-        batch, height, width, _ = input_shape
-        if self.resample == "up":
-            height, width = 2 * height, 2 * width
-        elif self.resample == "down":
-            height, width = height // 2, width // 2
-        return (batch, height, width, self.filters)
-
     def get_config(self):
         return {
             **super().get_config(),
@@ -217,9 +205,6 @@ class SNEmbedding(_SpectralNormLayer):
         table = ops.cast(self.normalized_weight(training), self.compute_dtype)
         return ops.take(table, labels, axis=0)
 
-    def compute_output_shape(self, input_shape):
-        return (*input_shape, self.units)
-
     def get_config(self):
         return {**super().get_config(), "num_classes": self.num_classes, "units": self.units}
 
@@ -281,9 +266,6 @@ class BatchNormalization(keras.layers.Layer):
             moved = average * self.momentum + ops.stop_gradient(value) * (1.0 - self.momentum)
             average.assign(moved)
 
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
     def get_config(self):
         return {
             **super().get_config(),
@@ -328,9 +310,6 @@ class ConditionalBatchNormalization(BatchNormalization):
             gamma = ops.take(gamma, labels, axis=0)[:, None, None, :]  # [B, 1, 1, C]
             beta = ops.take(beta, labels, axis=0)[:, None, None, :]
         return self._normalize(images, gamma, beta, training)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape[0]
 
     def get_config(self):
         return {**super().get_config(), "num_classes": self.num_classes}
@@ -405,9 +384,6 @@ class SelfAttention(keras.layers.Layer):
             return outputs, ops.reshape(attention, (-1, height, width, *keys))
         return outputs
 
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
     def get_config(self):
         return {
             **super().get_config(),
@@ -469,9 +445,6 @@ class ResidualBlock(keras.layers.Layer):
     def call(self, inputs, training=False):
         inner = self.conv_1(ops.relu(inputs), training=training)
         return inputs + self.conv_2(ops.relu(inner), training=training)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
     def get_config(self):
         return {**super().get_config(), "conv_options": self.conv_options}

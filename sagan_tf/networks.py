@@ -1,9 +1,12 @@
 """The generator and the discriminator: the paper's tables as data, and the blocks in them."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from sagan_tf.config import Config
+from sagan_tf.errors import UserError
 from sagan_tf.layers import (
     BatchNormalization,
     ConditionalBatchNormalization,
@@ -12,6 +15,7 @@ from sagan_tf.layers import (
     SNConv2D,
     SNDense,
     SNEmbedding,
+    power_iteration,
 )
 
 # (resolution after the block, width in multiples of gf_dim); the first row is the dense layer.
@@ -84,10 +88,6 @@ class UpBlock(_Block):
         y = ops.relu(self.cbn_2([self.conv_1(y, training=training), labels], training=training))
         return self.conv_2(y, training=training) + self.shortcut(x, training=training)
 
-    def compute_output_shape(self, input_shape):
-        batch, height, width, _ = input_shape[0]
-        return (batch, 2 * height, 2 * width, self.filters)
-
     def get_config(self):
         return {**super().get_config(), "num_classes": self.num_classes, "batch_norm_options": self.batch_norm_options}
 
@@ -121,11 +121,6 @@ class DownBlock(_Block):
         x = ops.relu(self.conv_1(x, training=training))
         x = self.conv_2(x, training=training)
         return x + (inputs if self.shortcut is None else self.shortcut(inputs, training=training))
-
-    def compute_output_shape(self, input_shape):
-        batch, height, width, _ = input_shape
-        divisor = 2 if self.pool else 1
-        return (batch, height // divisor, width // divisor, self.filters)
 
     def get_config(self):
         return {**super().get_config(), "pool": self.pool, "first": self.first}
@@ -163,9 +158,6 @@ class ProjectionHead(keras.layers.Layer):
         if self.num_classes:
             logits += ops.sum(h * self.embedding(labels, training=training), axis=1, keepdims=True)
         return logits
-
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0][0], 1)
 
     def get_config(self):
         return {
@@ -258,3 +250,47 @@ def discriminator(config: Config) -> keras.Model:
         before = resolution
     logits = ProjectionHead(config.num_classes, sn_options, name="logits", dtype="float32")([x, labels])
     return keras.Model([images, labels], logits, name="discriminator")
+
+
+def spectral_norms(model: keras.Model) -> dict[str, Any]:
+    """Returns sigma of each spectrally normalised layer, by layer path, as the next forward pass will find it."""
+    variables = {variable.path: ops.convert_to_tensor(variable) for variable in model.variables}
+    sigmas = {}
+    for path, u in variables.items():
+        layer, _, name = path.rpartition("/")
+        if name != "u":
+            continue
+        if f"{layer}/embeddings" in variables:
+            matrix = ops.transpose(variables[f"{layer}/embeddings"])
+        else:
+            weight = variables[f"{layer}/kernel"]
+            matrix = ops.reshape(weight, (-1, weight.shape[-1]))
+        sigmas[layer] = power_iteration(matrix, u)[0]
+    return sigmas
+
+
+def folded_generator(model: keras.Model, config: Config) -> keras.Model:
+    """Returns the same generator with each spectral norm divided into its kernel: no `u`, nothing to normalise."""
+    plain = generator(config.replace(generator_spectral_norm=False, fused_resampling="never", mixed_precision="none"))
+    sigmas, values = spectral_norms(model), {variable.path: ops.convert_to_tensor(variable) for variable in model.variables}
+    for variable in plain.variables:
+        layer, _, name = variable.path.rpartition("/")
+        value = values[variable.path]
+        variable.assign(value / sigmas[layer] if name == "kernel" and layer in sigmas else value)
+    return plain
+
+
+def with_attention(model: keras.Model) -> keras.Model:
+    """Returns a model of the same inputs that outputs what `model` does and the attention map.
+
+    The map is float32 `[B, H, W, h, w]`: for each of the `H x W` positions of the feature map, the
+    weights over the `h x w` keys, which sum to 1.
+
+    Raises:
+      UserError: if the model has no self-attention.
+    """
+    layers = [layer for layer in model.layers if isinstance(layer, SelfAttention)]
+    if not layers:
+        raise UserError(f"The {model.name} has no self-attention (see --attention_resolution and --attention_block).")
+    _, attention = layers[0](layers[0].input, return_attention=True)
+    return keras.Model(model.inputs, [model.output, attention], name=f"{model.name}_with_attention")
