@@ -1,12 +1,13 @@
 """What all commands share: flags made from `Config`, `--help`, and errors as sentences."""
 
 import dataclasses
+import importlib
 import os
 import sys
 from collections.abc import Callable
 
 # Before TensorFlow is imported: its start-up notes would bury the commands' own output.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags, logging
 
@@ -14,6 +15,21 @@ from sagan_tf import config as config_lib
 from sagan_tf.errors import UserError
 
 FLAGS = flags.FLAGS
+
+
+def _import_tensorflow() -> None:
+    """Imports TensorFlow without the notes that it writes to stderr past every log level."""
+    stderr, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
+    try:
+        importlib.import_module("tensorflow")
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(sink)
+
+
+_import_tensorflow()
 
 _DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
@@ -89,7 +105,6 @@ def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None
             _fail(str(error))
 
     logging.set_verbosity(logging.INFO)
-    logging.use_absl_handler()
     app.run(guarded, flags_parser=parse)
 
 

@@ -103,9 +103,7 @@ class Config:
         True, "Networks", "Let gradients flow through the power iteration, as in the reference."
     )
     spectral_norm_epsilon: float = _setting(1e-12, "Networks", "Added to the vector norms of the power iteration.")
-    sync_batch_norm: bool = _setting(
-        False, "Networks", "Batch moments over all replicas; the reference takes them per replica."
-    )
+    sync_batch_norm: bool = _setting(False, "Networks", "Batch moments over all replicas; the reference takes them per replica.")
 
     # Optimisation.
     loss_type: str = _setting("hinge", "Optimisation", "Adversarial loss.", choices=("hinge", "kl"))

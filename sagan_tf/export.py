@@ -6,7 +6,7 @@ from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it 
 
 import keras
 import tensorflow as tf
-from absl import flags
+from absl import flags, logging
 
 from sagan_tf import config as config_lib
 from sagan_tf import networks
@@ -62,11 +62,14 @@ def export(config: Config, generator: keras.Model, export_dir: str) -> None:
 
         @tf.function(input_signature=[z_spec, labels_spec])
         def attend(z, labels):
-            images, attention = attentive([z, labels], training=False)
+            images, attention = attentive([z, labels])
             return {"images": images, "attention": attention}
 
         signatures["attention"] = attend
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)  # TensorFlow notes the renaming of its inner tensors.
     tf.saved_model.save(module, export_dir, signatures=signatures)
+    logging.set_verbosity(verbosity)
 
 
 def main() -> None:

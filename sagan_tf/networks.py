@@ -1,5 +1,6 @@
 """The generator and the discriminator: the paper's tables as data, and the blocks in them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -73,9 +74,7 @@ class UpBlock(_Block):
         inputs, labels = input_shape
         inner = (inputs[0], 2 * inputs[1], 2 * inputs[2], self.filters)
         for name, shape in (("cbn_1", inputs), ("cbn_2", inner)):
-            norm = ConditionalBatchNormalization(
-                self.num_classes, name=name, dtype=self.dtype_policy, **self.batch_norm_options
-            )
+            norm = ConditionalBatchNormalization(self.num_classes, name=name, dtype=self.dtype_policy, **self.batch_norm_options)
             norm.build([shape, labels])
             setattr(self, name, norm)
         self._conv("conv_1", inputs, resample="up")
@@ -213,9 +212,7 @@ def generator(config: Config) -> keras.Model:
         if resolution == config.attention_resolution:
             x = _attention_block(config, conv_options, policy)(x)
     # The reference's last batch norm is another one: slower decay, unbiased moving variance.
-    norm = BatchNormalization(
-        momentum=0.9999, unbiased_moving_variance=True, name="batch_norm", dtype=policy, **batch_norm_options
-    )
+    norm = BatchNormalization(momentum=0.9999, unbiased_moving_variance=True, name="batch_norm", dtype=policy, **batch_norm_options)
     x = keras.layers.ReLU(name="relu", dtype=policy)(norm(x))
     x = SNConv2D(3, 3, name="conv", dtype=policy, **conv_options)(x)
     images = keras.layers.Activation("tanh", name="images", dtype="float32")(x)
@@ -280,11 +277,11 @@ def folded_generator(model: keras.Model, config: Config) -> keras.Model:
     return plain
 
 
-def with_attention(model: keras.Model) -> keras.Model:
-    """Returns a model of the same inputs that outputs what `model` does and the attention map.
+def with_attention(model: keras.Model) -> Callable:
+    """Returns a function of the model's inputs that returns what `model` does and the attention map.
 
     The map is float32 `[B, H, W, h, w]`: for each of the `H x W` positions of the feature map, the
-    weights over the `h x w` keys, which sum to 1.
+    weights over the `h x w` keys, which sum to 1. Evaluation mode.
 
     Raises:
       UserError: if the model has no self-attention.
@@ -292,5 +289,10 @@ def with_attention(model: keras.Model) -> keras.Model:
     layers = [layer for layer in model.layers if isinstance(layer, SelfAttention)]
     if not layers:
         raise UserError(f"The {model.name} has no self-attention (see --attention_resolution and --attention_block).")
-    _, attention = layers[0](layers[0].input, return_attention=True)
-    return keras.Model(model.inputs, [model.output, attention], name=f"{model.name}_with_attention")
+    features = keras.Model(model.inputs, layers[0].input)
+
+    def call(inputs):
+        _, attention = layers[0](features(inputs, training=False), return_attention=True)
+        return model(inputs, training=False), attention
+
+    return call

@@ -59,7 +59,7 @@ _COUNTERS = ("global_step", "beta1_power", "beta1_power_1", "beta2_power", "beta
 
 def our_name(name: str) -> str | None:
     """Returns the checkpoint name here of a reference variable or Adam slot; None if it is unknown."""
-    match = re.fullmatch(r"model/(.+)/(\w+?)(?:/(Adam|Adam_1))?", name)
+    match = re.fullmatch(r"model/(.+?)/([^/]+)(?:/(Adam|Adam_1))?", name)
     if not match:
         return None
     scope, variable, slot = match.groups()
@@ -150,9 +150,7 @@ def read(prefix: str, **settings) -> tuple[Config, dict[str, np.ndarray]]:
     try:
         reader = tf.train.load_checkpoint(prefix)
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--reference_checkpoint={prefix} is no TensorFlow checkpoint ({str(error).splitlines()[0]})."
-        ) from error
+        raise UserError(f"--reference_checkpoint={prefix} is no TensorFlow checkpoint ({str(error).splitlines()[0]}).") from error
     shapes = reader.get_variable_to_shape_map()
     config = infer_config(shapes, **settings)
     state = to_state({name: reader.get_tensor(name) for name in shapes if name not in _COUNTERS})

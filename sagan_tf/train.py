@@ -283,9 +283,7 @@ def _closing_words(trainer: Trainer, source: data.Source) -> str:
         f"  SavedModel    sagan-export --model_dir={config.model_dir} --export_dir=OUT",
     ]
     if config.dataset == "twins":
-        lines.append(
-            f"Agreement of the twins (1: alike in every image, as in the data; 0: by chance): {agreement(trainer):.3f}"
-        )
+        lines.append(f"Agreement of the twins (1: alike in every image, as in the data; 0: by chance): {agreement(trainer):.3f}")
     return "\n".join(lines)
 
 

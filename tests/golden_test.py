@@ -28,9 +28,7 @@ class Reference:
         self.tensors = {key: tf.constant(a) for key, a in self.arrays.items() if key.startswith(("forward/", "trained/"))}
 
     def variables(self, prefix: str) -> dict[str, np.ndarray]:
-        return {
-            key.removeprefix(f"{prefix}/"): value for key, value in self.arrays.items() if key.startswith(f"{prefix}/model/")
-        }
+        return {key.removeprefix(f"{prefix}/"): value for key, value in self.arrays.items() if key.startswith(f"{prefix}/model/")}
 
     def load(self, prefix: str) -> None:
         """Sets every variable of both networks, and resets the optimisers."""

@@ -203,7 +203,7 @@ class SelfAttentionTest:
             name: normalized(w[f"{name}/kernel"].reshape(-1, w[f"{name}/kernel"].shape[-1]), w[f"{name}/u"])[0]
             for name in ("theta", "phi", "g", "attn")
         }
-        batch, height, width, channels = x.shape
+        batch, height, width, _ = x.shape
 
         def keys(features):
             if pooling:

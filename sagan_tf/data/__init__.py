@@ -1,0 +1,125 @@
+"""Training images, from generated ones to ImageNet records, as the same batches.
+
+A source gives examples by index, and the order of training is a function of (seed, batch number):
+a resumed run needs neither a replay from the start nor a shuffle buffer in its checkpoint, and no
+image comes twice in an epoch.
+"""
+
+from typing import Protocol
+
+import tensorflow as tf
+
+from sagan_tf.config import Config
+from sagan_tf.data.folder import FolderSource
+from sagan_tf.data.loading import recover as user_error
+from sagan_tf.data.tfds import TFDSSource
+from sagan_tf.data.tfrecord import TFRecordSource
+from sagan_tf.data.twins import TwinsSource
+from sagan_tf.errors import UserError
+
+
+__all__ = ["Source", "eval_dataset", "num_classes", "open_source", "train_dataset", "user_error"]
+
+
+class Source(Protocol):
+    """A set of labelled images that can be read by index, in TensorFlow graphs too.
+
+    Attributes:
+      num_examples: how many there are.
+      num_classes: how many classes are known; 0: the images have no labels.
+      class_names: their names, if they have names.
+    """
+
+    num_examples: int
+    num_classes: int
+    class_names: tuple[str, ...]
+
+    def examples(self, indices: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Reads examples.
+
+        Args:
+          indices: int64 `[B]`.
+
+        Returns:
+          `images` float32 `[B, H, W, 3]` in [-1, 1] and `labels` int32 `[B]`.
+        """
+
+
+def open_source(config: Config) -> Source:
+    """Returns the source that `config.dataset` names, after checking what can be checked cheaply.
+
+    Raises:
+      UserError: if it does not exist, cannot be read, or does not fit the configuration.
+    """
+    kind, _, rest = config.dataset.partition(":")
+    if config.dataset == "twins":
+        return TwinsSource(config.image_size, config.twins_cells, config.num_classes, config.seed)
+    if kind == "folder" and rest:
+        return FolderSource(rest, config.image_size, config.skip_corrupt_records)
+    if kind == "tfrecord" and rest:
+        return TFRecordSource(rest, config.image_size, config.num_classes, config.skip_corrupt_records)
+    if kind == "tfds" and rest:
+        return TFDSSource(rest, config)
+    raise UserError(f"--dataset={config.dataset} is none of twins, folder:PATH, tfrecord:GLOB and tfds:NAME.")
+
+
+def num_classes(source: Source, config: Config) -> int:
+    """Returns the number of classes to condition on: `config.num_classes`, or the source's if that is -1.
+
+    Raises:
+      UserError: if the source has more classes than the configuration.
+    """
+    if config.num_classes < 0:
+        return source.num_classes
+    if 0 < config.num_classes < source.num_classes:
+        raise UserError(
+            f"--num_classes={config.num_classes}, but --dataset={config.dataset} has {source.num_classes} classes: "
+            f"pass {source.num_classes}, or 0 to train without classes."
+        )
+    return config.num_classes
+
+
+def _order(numbers: tf.Tensor, num_examples: int, seed: int) -> tf.Tensor:
+    """Returns the example that has each place in the endless training order: a new permutation every epoch."""
+    epoch, place = numbers // num_examples, numbers % num_examples
+    # The op behind tf.random.experimental.index_shuffle, which takes a seed for each index: (seed, epoch).
+    seeds = tf.stack([tf.zeros_like(epoch), tf.zeros_like(epoch) + seed, epoch], axis=1)
+    return tf.raw_ops.RandomIndexShuffle(index=place, seed=seeds, max_index=tf.cast(num_examples - 1, tf.int64), rounds=4)
+
+
+def train_dataset(
+    source: Source, config: Config, start_batch: int = 0, shard: tuple[int, int] = (0, 1), data_seed: int | None = None
+) -> tf.data.Dataset:
+    """Returns the endless training batches from number `start_batch` on.
+
+    Args:
+      source: where the examples come from.
+      config: `batch_size` (of the whole batch), `horizontal_flip`, `num_classes`.
+      start_batch: number of the first batch.
+      shard: `(k, n)`: give the k-th of n equal, contiguous parts of each batch.
+      data_seed: seed of the order; None: `config.seed`.
+
+    Returns:
+      A dataset of `images` float32 `[B / n, H, W, 3]` in [-1, 1] and `labels` int32 `[B / n]`.
+    """
+    seed = config.seed if data_seed is None else data_seed
+    part = config.batch_size // shard[1]
+
+    def batch(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        numbers = number * config.batch_size + shard[0] * part + tf.range(part, dtype=tf.int64)
+        examples = source.examples(_order(numbers, source.num_examples, seed))
+        images = tf.ensure_shape(examples["images"], [part, config.image_size, config.image_size, 3])
+        if config.horizontal_flip:
+            flip = tf.map_fn(lambda n: tf.random.stateless_uniform([], [seed, n]), numbers, fn_output_signature=tf.float32) < 0.5
+            images = tf.where(flip[:, None, None, None], images[:, :, ::-1], images)
+        labels = examples["labels"] if config.num_classes else tf.zeros_like(examples["labels"])
+        return {"images": images, "labels": tf.ensure_shape(labels, [part])}
+
+    numbers = tf.data.Dataset.range(start_batch, tf.int64.max)
+    return numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def eval_dataset(source: Source, batch_size: int) -> tf.data.Dataset:
+    """Returns each example once, in order, in batches; the last may be smaller."""
+    indices = tf.data.Dataset.range(source.num_examples).batch(batch_size)
+    return indices.map(source.examples, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)

@@ -1,0 +1,41 @@
+"""`folder:PATH`: image files, a subfolder per class, or flat for unconditional training."""
+
+import tensorflow as tf
+
+from sagan_tf.data import images
+from sagan_tf.data.loading import CorruptExample, Loader, to_images
+from sagan_tf.errors import UserError
+
+
+class FolderSource:
+    """Images read from their files by index.
+
+    Args:
+      path: the folder.
+      image_size: size to crop and resize to, in pixels.
+      max_corrupt: corrupt files to pass over.
+
+    Raises:
+      UserError: if the folder is missing, empty, or mixes images and class folders.
+    """
+
+    def __init__(self, path: str, image_size: int, max_corrupt: int = 0):
+        try:
+            self.paths, self._labels, self.class_names = images.list_folder(path)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self.num_examples = len(self.paths)
+        self.num_classes = len(self.class_names)
+        self._image_size = image_size
+        self._loader = Loader(self._load, (tf.uint8, tf.int32), self.num_examples, max_corrupt)
+
+    def _load(self, index: int) -> tuple:
+        try:
+            return images.preprocess(self.paths[index], self._image_size), self._labels[index]
+        except images.DECODE_ERRORS as error:
+            raise CorruptExample(f"{self.paths[index]} cannot be read as an image ({error})") from error
+
+    def examples(self, indices: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns the examples of these indices, `{"images", "labels"}`."""
+        pixels, labels = self._loader(indices)
+        return {"images": to_images(pixels, self._image_size), "labels": labels}

@@ -1,0 +1,98 @@
+"""`tfds:NAME`: any image dataset of TensorFlow Datasets that has been prepared on this machine."""
+
+import os
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from sagan_tf.config import Config
+from sagan_tf.data import images
+from sagan_tf.data.loading import CorruptExample, Loader, require, to_images
+from sagan_tf.data.records import RecordFiles
+from sagan_tf.errors import UserError
+
+
+class TFDSSource:
+    """Images of a TFDS dataset, by index; they are cropped and resized to `config.image_size`.
+
+    Nothing is downloaded here: preparing ImageNet takes hours and belongs before a run.
+
+    Args:
+      name: of the dataset, such as `cifar10` or `imagenet_resized/64x64`.
+      config: `data_dir`, `data_split`, `image_size`, `num_classes`, `skip_corrupt_records`.
+
+    Raises:
+      UserError: if it is unknown or not prepared, has no such split, or no images.
+    """
+
+    def __init__(self, name: str, config: Config):
+        import tensorflow_datasets as tfds
+
+        where = config.data_dir or None
+        try:
+            builder = tfds.builder(name, data_dir=where)
+        except (tfds.core.DatasetNotFoundError, ImportError, ValueError) as error:
+            raise UserError(f"--dataset=tfds:{name} is not known to TFDS ({str(error).splitlines()[0]}).") from error
+        if not os.path.exists(os.path.join(builder.data_dir, "dataset_info.json")):
+            option = f", data_dir={config.data_dir!r}" if where else ""
+            raise UserError(
+                f"--dataset=tfds:{name} is not prepared in {builder.data_dir}; do that once with: "
+                f'python -c "import tensorflow_datasets as tfds; tfds.load({name!r}{option})"'
+            )
+        features = builder.info.features
+        self._image_key = _key(features, tfds.features.Image)
+        self._label_key = _key(features, tfds.features.ClassLabel)
+        if not self._image_key:
+            raise UserError(f"--dataset=tfds:{name} has no image feature; it has {', '.join(features)}.")
+        self.class_names = tuple(features[self._label_key].names or ()) if self._label_key else ()
+        self.num_classes = features[self._label_key].num_classes or 0 if self._label_key else 0
+        try:
+            split = builder.info.splits[config.data_split]
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"--data_split={config.data_split} is none of tfds:{name}: {', '.join(builder.info.splits)}."
+            ) from error
+        self._image_size = config.image_size
+        self.num_examples = split.num_examples
+        if not self.num_examples:
+            raise UserError(f"--data_split={config.data_split} of tfds:{name} is empty.")
+        decoders = {self._image_key: tfds.decode.SkipDecoding()}
+        if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+            self._read = _record_reader(split, features, decoders)
+        else:
+            source = builder.as_data_source(split=config.data_split, decoders=decoders)
+            self._read = source.__getitem__
+        self._loader = Loader(self._load, (tf.uint8, tf.int64), self.num_examples, config.skip_corrupt_records)
+
+    def _load(self, index: int) -> tuple:
+        example = self._read(index)
+        try:
+            pixels = images.preprocess(bytes(example[self._image_key]), self._image_size)
+        except images.DECODE_ERRORS as error:
+            raise CorruptExample(f"example {index} holds no image that can be read ({error})") from error
+        return pixels, int(example[self._label_key]) if self._label_key else 0
+
+    def examples(self, indices: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns the examples of these indices, `{"images", "labels"}`."""
+        pixels, labels = self._loader(indices)
+        if self.num_classes:
+            # Test splits often carry -1 for an unknown label.
+            ok = (labels >= 0) & (labels < self.num_classes)
+            message = "example {} has a label outside 0 to {}: choose a labelled --data_split, or --num_classes=0."
+            with tf.control_dependencies([require(ok, indices, lambda i: message.format(i, self.num_classes - 1))]):
+                labels = tf.identity(labels)
+        return {"images": to_images(pixels, self._image_size), "labels": tf.cast(labels, tf.int32)}
+
+
+def _key(features, kind: type) -> str | None:
+    """Returns the name of the first feature of a kind."""
+    return next((name for name, feature in features.items() if isinstance(feature, kind)), None)
+
+
+def _record_reader(split, features, decoders) -> Callable[[int], dict]:
+    """Returns a function from index to example over the TFRecord files of a split."""
+    parts = split.file_instructions
+    ends = [None if part.take == -1 else part.skip + part.take for part in parts]
+    slices = [slice(part.skip, end) for part, end in zip(parts, ends, strict=True)]
+    records = RecordFiles([os.fspath(part.filename) for part in parts], slices)
+    return lambda index: features.deserialize_example_np(records.read(index), decoders=decoders)
