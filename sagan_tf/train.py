@@ -111,7 +111,7 @@ def _stop_on_signal(stop: tf.Variable) -> Iterator[None]:
         os.close(receiver)
 
 
-def _batches(trainer: Trainer, source: data.Source) -> Iterator:
+def batches(trainer: Trainer, source: data.Source) -> Iterator:
     """Returns the iterator over distributed batches that starts at the trainer's step."""
     config, strategy = trainer.config, trainer.strategy
     per_replica = config.batch_size // strategy.num_replicas_in_sync
@@ -127,7 +127,7 @@ def _batches(trainer: Trainer, source: data.Source) -> Iterator:
 
 def _train_to_end(trainer: Trainer, source: data.Source, checkpoints: Checkpoints, reporter: "Reporter | None") -> None:
     config = trainer.config
-    batches = _batches(trainer, source)
+    iterator = batches(trainer, source)
     saved_at, saved_step = time.monotonic(), int(trainer.step.numpy())
     step = saved_step
     while step < config.train_steps:
@@ -135,12 +135,12 @@ def _train_to_end(trainer: Trainer, source: data.Source, checkpoints: Checkpoint
         periods = (config.save_summaries_steps, config.save_samples_steps, config.save_checkpoint_steps)
         ends = [config.train_steps, step + config.steps_per_loop] + [(step // p + 1) * p for p in periods if p]
         try:
-            history = trainer.train(batches, tf.constant(min(ends) - step)).numpy()
+            history = trainer.train(iterator, tf.constant(min(ends) - step)).numpy()
         except tf.errors.OpError as error:
             raise data.user_error(error) or error from error
         if not np.isfinite(history[-1]).all():
             _recover(trainer, checkpoints, step + len(history), history[-1])
-            batches = _batches(trainer, source)
+            iterator = batches(trainer, source)
             step = int(trainer.step.numpy())
             continue
         step += len(history)

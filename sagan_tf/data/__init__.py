@@ -17,7 +17,6 @@ from sagan_tf.data.tfrecord import TFRecordSource
 from sagan_tf.data.twins import TwinsSource
 from sagan_tf.errors import UserError
 
-
 __all__ = ["Source", "eval_dataset", "num_classes", "open_source", "train_dataset", "user_error"]
 
 
