@@ -1,0 +1,193 @@
+"""The commands as a user runs them: real processes, from flags to files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from sagan_tf.checkpoints import Checkpoints
+
+TINY = [
+    "--dataset=twins",
+    "--image_size=32",
+    "--gf_dim=2",
+    "--df_dim=2",
+    "--z_dim=4",
+    "--attention_resolution=8",
+    "--batch_size=4",
+    "--steps_per_loop=2",
+    "--save_samples_steps=1000",
+    "--save_summaries_steps=2",
+    "--deterministic",
+    "--seed=1",
+]
+
+
+def command(name, *arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", f"sagan_tf.{name}", *arguments], capture_output=True, text=True, timeout=240, **kwargs
+    )
+
+
+def refused(name, *arguments, **kwargs):
+    """Runs a command that must end in one sentence, and returns it."""
+    result = command(name, *arguments, **kwargs)
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def values(model_dir, step):
+    reader = tf.train.load_checkpoint(Checkpoints(str(model_dir)).path(step))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def assert_same(model_dir, other, step):
+    expected, actual = values(model_dir, step), values(other, step)
+    assert set(expected) == set(actual)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of eight steps that nothing interrupted, with an averaged generator."""
+    model_dir = tmp_path_factory.mktemp("runs") / "trained"
+    result = command("train", *TINY, "--ema_decay=0.5", "--train_steps=8", f"--model_dir={model_dir}")
+    assert result.returncode == 0, result.stderr
+    return model_dir, result
+
+
+class TrainTest:
+    def test_says_where_everything_is(self, trained):
+        model_dir, result = trained
+        for text in ("Trained to step 8", str(model_dir / "checkpoints"), "sagan-sample", "Agreement of the twins"):
+            assert text in result.stdout
+        assert os.listdir(model_dir / "samples") == ["00000008.png"]
+        assert Image.open(model_dir / "samples" / "00000008.png").size == (8 * 34 + 2, 6 * 34 + 2)
+
+    def test_saves_the_resolved_configuration(self, trained):
+        settings = json.loads((trained[0] / "config.json").read_text())
+        assert settings["num_classes"] == 6
+        assert settings["gf_dim"] == 2
+
+    def test_summaries_hold_losses_gammas_and_sigmas(self, trained):
+        tags = set()
+        for name in os.listdir(trained[0] / "summaries"):
+            for record in tf.data.TFRecordDataset(str(trained[0] / "summaries" / name)):
+                tags |= {value.tag for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value}
+        expected = {"training/generator_loss", "logits/real", "gamma/generator", "gamma/discriminator", "samples"}
+        expected |= {"sigma/generator/block_1/conv_1", "sigma/discriminator/logits/embedding", "learning_rate/generator"}
+        assert expected <= tags
+
+    def test_interrupted_run_resumes_to_the_same_bits(self, trained, tmp_path):
+        """Stopped in between (SIGKILL after a checkpoint) and continued, every variable is the same."""
+        flags = [*TINY, "--ema_decay=0.5", "--save_checkpoint_steps=2", f"--model_dir={tmp_path}"]
+        process = subprocess.Popen([sys.executable, "-m", "sagan_tf.train", *flags, "--train_steps=1000000"])
+        while not [step for step in Checkpoints(str(tmp_path)).steps() if step]:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        reached = Checkpoints(str(tmp_path)).steps()[-1]
+        if reached > 8:  # The machine was faster than the signal: go back to the checkpoint before the end.
+            pytest.skip("the run passed the step to compare before it could be killed")
+        result = command("train", f"--model_dir={tmp_path}", "--train_steps=8")
+        assert result.returncode == 0, result.stderr
+        assert_same(trained[0], tmp_path, 8)
+        expected = np.asarray(Image.open(trained[0] / "samples" / "00000008.png"))
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "samples" / "00000008.png")), expected)
+
+    def test_sigterm_saves_and_exits_with_the_retry_code(self, tmp_path):
+        flags = [*TINY, "--save_checkpoint_secs=100000", "--train_steps=1000000", "--steps_per_loop=1000000"]
+        process = subprocess.Popen([sys.executable, "-m", "sagan_tf.train", *flags, f"--model_dir={tmp_path}"])
+        while not (tmp_path / "summaries").is_dir() or not _summary_written(tmp_path):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 75
+        assert Checkpoints(str(tmp_path)).steps()[-1] > 0
+
+
+def _summary_written(model_dir):
+    return any(os.path.getsize(model_dir / "summaries" / name) > 500 for name in os.listdir(model_dir / "summaries"))
+
+
+class SampleTest:
+    def test_grid_and_separate_files(self, trained, tmp_path):
+        model_dir = f"--model_dir={trained[0]}"
+        result = command("sample", model_dir, f"--output={tmp_path}/grid.png", "--classes=1,4", "--samples_per_class=3")
+        assert result.returncode == 0, result.stderr
+        assert Image.open(tmp_path / "grid.png").size == (3 * 34 + 2, 2 * 34 + 2)
+        result = command("sample", model_dir, f"--output={tmp_path}/files", "--samples_per_class=2", "--truncation=0.5")
+        assert result.returncode == 0, result.stderr
+        assert len(os.listdir(tmp_path / "files")) == 12
+        assert Image.open(tmp_path / "files" / "class0003_000001.png").size == (32, 32)
+
+    def test_refuses_what_it_cannot_draw(self, trained, tmp_path):
+        assert "they are 0 to 5" in refused("sample", f"--model_dir={trained[0]}", "--output=x.png", "--classes=6")
+        assert "--output is missing" in refused("sample", f"--model_dir={trained[0]}")
+        assert "does not exist" in refused("sample", f"--model_dir={tmp_path}/none", "--output=x.png")
+
+
+class RefusalTest:
+    """Bad input ends in one sentence before any training, and harms nothing saved."""
+
+    def test_model_dir_of_another_configuration(self, trained):
+        before = values(trained[0], 8)
+        message = refused("train", f"--model_dir={trained[0]}", "--gf_dim=4", "--train_steps=10")
+        assert "--gf_dim=2, not 4" in message
+        for name, value in values(trained[0], 8).items():
+            np.testing.assert_array_equal(value, before[name])
+
+    @pytest.mark.parametrize(
+        ("flags", "text"),
+        [
+            (["--attention_resolution=64"], "--attention_resolution=64 does not occur"),
+            (["--dataset=folder:/no/such/folder"], "/no/such/folder does not exist"),
+            (["--dataset=tfrecord:/no/such/*.tfrecord"], "no file matches"),
+            (["--dataset=nonsense"], "none of twins, folder:PATH"),
+            (["--batch_size=x"], "--batch_size"),
+            (["--no_such_flag=1"], "no_such_flag"),
+            (["--num_classes=3"], "has 6 classes"),
+            (["--flagfile=/no/such/file.cfg"], "/no/such/file.cfg"),
+            (["--tpu=nowhere", "--distribution=tpu"], "TPU"),
+        ],
+    )
+    def test_impossible_flags(self, tmp_path, flags, text):
+        assert text in refused("train", *TINY, f"--model_dir={tmp_path}/run", *flags)
+        assert not (tmp_path / "run").exists()
+
+    def test_missing_model_dir(self):
+        assert "--model_dir is missing" in refused("train", *TINY)
+
+    def test_unwritable_model_dir(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        assert "cannot be written" in refused("train", *TINY, f"--model_dir={tmp_path}/file/run")
+
+    def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(self, tmp_path):
+        flags = [*TINY, "--generator_learning_rate=1e30", "--discriminator_learning_rate=1e30", "--train_steps=50"]
+        message = refused("train", *flags, "--save_checkpoint_steps=1", f"--model_dir={tmp_path}")
+        assert "is not finite" in message
+        assert "last good one" in message
+        for value in values(tmp_path, Checkpoints(str(tmp_path)).steps()[-1]).values():
+            assert np.isfinite(value).all()
+
+
+class HelpTest:
+    @pytest.mark.parametrize("name", ["train", "sample", "export"])
+    def test_lists_every_group(self, name):
+        result = command(name, "--help")
+        assert result.returncode == 0
+        for group in ("Run:", "Data:", "Networks:", "Optimisation:", "Speed:", "Output:"):
+            assert group in result.stdout
+        assert "--discriminator_learning_rate  (default: 0.0004)" in result.stdout
