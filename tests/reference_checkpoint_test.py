@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf import export, reference_checkpoint, restore
 from sagan_tf import config as config_lib
+from sagan_tf import export, restore
 from sagan_tf.checkpoints import Checkpoints
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
