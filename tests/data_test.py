@@ -1,0 +1,405 @@
+"""The data sources: every one the same batches, in an order that is a function of (seed, batch number)."""
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from sagan_tf import data
+from sagan_tf.config import Config
+from sagan_tf.data import images, twins
+from sagan_tf.data.records import index_file
+from sagan_tf.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def configure(dataset, **settings):
+    return Config(**{"dataset": dataset, "image_size": 32, "attention_resolution": 16, "batch_size": 8, **settings})
+
+
+def all_examples(source, batch_size=7):
+    batches = list(data.eval_dataset(source, batch_size))
+    return tuple(np.concatenate([batch[key] for batch in batches]) for key in ("images", "labels"))
+
+
+def write_image(path, height=32, width=32, mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    channels = {"RGB": (3,), "RGBA": (4,), "L": ()}[mode]
+    pixels = RNG.integers(0, 256, (height, width, *channels), dtype=np.uint8)
+    Image.fromarray(pixels, mode).save(path, **options)
+    return pixels
+
+
+def example(**features):
+    def feature(value):
+        if isinstance(value, bytes):
+            return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+    return tf.train.Example(
+        features=tf.train.Features(feature={name.replace("__", "/"): feature(value) for name, value in features.items()})
+    ).SerializeToString()
+
+
+def write_records(path, count, size=32, label=lambda index: index % 3):
+    pixels = RNG.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for index in range(count):
+            writer.write(example(image_raw=pixels[index].tobytes(), label=label(index)))
+    return pixels
+
+
+def failure(dataset):
+    """Iterates to the end and returns the sentence in which that fails."""
+    with pytest.raises(tf.errors.OpError) as caught:
+        for _ in dataset:
+            pass
+    return str(data.user_error(caught.value))
+
+
+class OrderTest:
+    def source(self):
+        return data.open_source(configure("twins"))
+
+    def labels_and_patterns(self, dataset, batches):
+        return [batch["images"].numpy() for batch in dataset.take(batches)]
+
+    def test_starting_later_continues_the_same_sequence(self):
+        config = configure("twins", num_classes=6)
+        source = self.source()
+        whole = self.labels_and_patterns(data.train_dataset(source, config), 6)
+        later = self.labels_and_patterns(data.train_dataset(source, config, start_batch=4), 2)
+        np.testing.assert_array_equal(whole[4:], later)
+
+    def test_an_epoch_is_a_permutation_and_the_next_another(self):
+        source = self.source()
+        source.num_examples = 24
+        source.examples = lambda indices: {"images": tf.zeros([8, 32, 32, 3]), "labels": tf.cast(indices, tf.int32)}
+        labels = [batch["labels"].numpy() for batch in data.train_dataset(source, configure("twins", num_classes=24)).take(6)]
+        first, second = np.concatenate(labels[:3]), np.concatenate(labels[3:])
+        np.testing.assert_array_equal(np.sort(first), np.arange(24))
+        np.testing.assert_array_equal(np.sort(second), np.arange(24))
+        assert (first != second).any()
+        other = next(iter(data.train_dataset(source, configure("twins", num_classes=24), data_seed=5)))["labels"].numpy()
+        assert (other != first[:8]).any()
+
+    def test_shards_are_the_parts_of_the_whole_batch(self):
+        config, source = configure("twins"), self.source()
+        whole = next(iter(data.train_dataset(source, config)))["images"]
+        parts = [next(iter(data.train_dataset(source, config, shard=(k, 4))))["images"] for k in range(4)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+    def test_flips_mirror_about_half_of_the_images(self):
+        source = self.source()
+        plain = next(iter(data.train_dataset(source, configure("twins", batch_size=64))))["images"].numpy()
+        flipped = next(iter(data.train_dataset(source, configure("twins", batch_size=64, horizontal_flip=True))))["images"].numpy()
+        mirrored = [np.array_equal(a[:, ::-1], b) and not np.array_equal(a, b) for a, b in zip(plain, flipped, strict=True)]
+        same = [np.array_equal(a, b) for a, b in zip(plain, flipped, strict=True)]
+        assert all(a or b for a, b in zip(mirrored, same, strict=True))
+        assert 16 < sum(mirrored) < 48
+
+
+class NumClassesTest:
+    def test_comes_from_the_source_unless_given(self):
+        source = data.open_source(configure("twins"))
+        assert data.num_classes(source, configure("twins")) == 6
+        assert data.num_classes(source, configure("twins", num_classes=0)) == 0
+        with pytest.raises(UserError, match="has 6 classes"):
+            data.num_classes(source, configure("twins", num_classes=2))
+
+    def test_unconditional_labels_are_zero(self):
+        config = configure("twins", num_classes=0)
+        batch = next(iter(data.train_dataset(data.open_source(config), config)))
+        np.testing.assert_array_equal(batch["labels"], np.zeros(8))
+
+
+class TwinsTest:
+    @pytest.mark.parametrize(("size", "cells"), [(32, 3), (64, 4), (128, 5)])
+    def test_real_images_agree_exactly(self, size, cells):
+        source = data.open_source(configure("twins", image_size=size, twins_cells=cells))
+        batch = source.examples(tf.range(120, dtype=tf.int64))
+        assert batch["images"].shape == (120, size, size, 3)
+        assert -1 <= np.min(batch["images"]) < np.max(batch["images"]) <= 1
+        assert twins.agreement(batch["images"], batch["labels"], cells) == 1.0
+
+    def test_tiles_of_other_images_do_not_agree(self):
+        batch = data.open_source(configure("twins")).examples(tf.range(1200, dtype=tf.int64))
+        pictures = batch["images"].numpy()
+        mixed = np.concatenate([pictures[:, :16], np.roll(pictures, 6, axis=0)[:, 16:]], axis=1)
+        assert abs(twins.agreement(mixed, batch["labels"])) < 0.1
+
+    def test_images_without_variety_score_zero(self):
+        image = data.open_source(configure("twins")).examples(tf.zeros([1], tf.int64))["images"].numpy()
+        assert twins.agreement(np.repeat(image, 20, axis=0)) == 0.0
+
+    def test_score_against_all_pairs_by_hand(self):
+        pictures = RNG.uniform(-1, 1, (5, 32, 32, 3))
+        left, right = twins.tiles(pictures, 3)
+        own = np.mean([np.abs(left[i] - right[i]).mean() for i in range(5)])
+        others = np.mean([np.abs(left[i] - right[j]).mean() for i in range(5) for j in range(5) if i != j])
+        np.testing.assert_allclose(twins.agreement(pictures), 1 - own / others, rtol=1e-12)
+
+    def test_patterns_vary_and_are_never_plain(self):
+        bits = twins.patterns(tf.range(2000, dtype=tf.int64), 0, 2).numpy().reshape(2000, 4)
+        assert ((bits.sum(1) > 0) & (bits.sum(1) < 4)).all()
+        assert len(np.unique(bits, axis=0)) == 14
+        assert (bits != twins.patterns(tf.range(2000, dtype=tf.int64), 1, 2).numpy().reshape(2000, 4)).any()
+
+    def test_a_class_has_one_colour(self):
+        batch = data.open_source(configure("twins")).examples(tf.range(60, dtype=tf.int64))
+        pixels = np.rint((batch["images"].numpy() + 1) * 127.5)
+        for picture, label in zip(pixels, batch["labels"].numpy(), strict=True):
+            found = {tuple(colour) for colour in picture.reshape(-1, 3)}
+            assert found == {twins.GROUND, twins.DARK, list(twins.COLOURS.values())[label]}
+
+    def test_impossible_settings_are_refused(self):
+        with pytest.raises(UserError, match="--num_classes=9"):
+            data.open_source(configure("twins", num_classes=9))
+        with pytest.raises(UserError, match="--twins_cells=7"):
+            data.open_source(configure("twins", twins_cells=7))
+
+
+class PreprocessTest:
+    def test_matches_the_reference_steps(self, tmp_path):
+        pixels = write_image(tmp_path / "a.png", 50, 71)
+        expected = Image.fromarray(pixels[:, 10:60]).resize((32, 32), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(images.preprocess(tmp_path / "a.png", 32), np.asarray(expected))
+
+    def test_transparency_is_laid_on_white(self, tmp_path):
+        pixels = write_image(tmp_path / "a.png", mode="RGBA")
+        alpha = pixels[..., 3:] / 255
+        expected = pixels[..., :3] * alpha + 255 * (1 - alpha)
+        assert np.abs(images.preprocess(tmp_path / "a.png", 32) - expected).max() <= 1
+
+    @pytest.mark.parametrize("extension", ["png", "jpg", "bmp", "gif", "webp"])
+    def test_formats(self, tmp_path, extension):
+        write_image(tmp_path / f"a.{extension}", mode="L")
+        assert images.preprocess(tmp_path / f"a.{extension}", 32).shape == (32, 32, 3)
+
+
+class FolderTest:
+    def test_subfolders_are_classes(self, tmp_path):
+        pixels = [write_image(tmp_path / name) for name in ("b/1.png", "b/deeper/2.png", "a/3.PNG")]
+        source = data.open_source(configure(f"folder:{tmp_path}"))
+        assert (source.num_examples, source.num_classes, source.class_names) == (3, 2, ("a", "b"))
+        pictures, labels = all_examples(source)
+        np.testing.assert_array_equal(labels, [0, 1, 1])
+        expected = np.stack([pixels[2], pixels[0], pixels[1]]) * 2.0 / 255 - 1
+        np.testing.assert_allclose(pictures, expected, atol=1e-6)
+
+    def test_flat_folder_is_unlabelled(self, tmp_path):
+        write_image(tmp_path / "1.png")
+        source = data.open_source(configure(f"folder:{tmp_path}"))
+        assert (source.num_examples, source.num_classes) == (1, 0)
+
+    def test_batches_larger_than_the_folder(self, tmp_path):
+        write_image(tmp_path / "1.png")
+        config = configure(f"folder:{tmp_path}", num_classes=0)
+        assert next(iter(data.train_dataset(data.open_source(config), config)))["images"].shape == (8, 32, 32, 3)
+
+    def test_unusable_folders_are_refused(self, tmp_path):
+        with pytest.raises(UserError, match="does not exist"):
+            data.open_source(configure(f"folder:{tmp_path}/none"))
+        with pytest.raises(UserError, match="holds no images"):
+            data.open_source(configure(f"folder:{tmp_path}"))
+        (tmp_path / "empty_class").mkdir()
+        with pytest.raises(UserError, match=r"empty_class holds no images"):
+            data.open_source(configure(f"folder:{tmp_path}"))
+        write_image(tmp_path / "1.png")
+        with pytest.raises(UserError, match="both images and class folders"):
+            data.open_source(configure(f"folder:{tmp_path}"))
+
+    def test_corrupt_image_is_named_or_passed_over(self, tmp_path):
+        for name in ("1", "3"):
+            write_image(tmp_path / f"{name}.png")
+        (tmp_path / "2.png").write_bytes(b"not an image")
+        source = data.open_source(configure(f"folder:{tmp_path}"))
+        message = failure(data.eval_dataset(source, 3))
+        assert "2.png cannot be read as an image" in message
+        assert "--skip_corrupt_records" in message
+        source = data.open_source(configure(f"folder:{tmp_path}", skip_corrupt_records=1))
+        pictures, _ = all_examples(source)
+        np.testing.assert_array_equal(pictures[1], pictures[2])
+
+    def test_too_many_corrupt_images_end_the_run(self, tmp_path):
+        write_image(tmp_path / "0.png")
+        for number in (1, 2, 3):
+            (tmp_path / f"{number}.png").write_bytes(b"not an image")
+        source = data.open_source(configure(f"folder:{tmp_path}", skip_corrupt_records=2))
+        assert "more than --skip_corrupt_records=2" in failure(data.eval_dataset(source, 4))
+
+
+class TFRecordTest:
+    def open(self, pattern, **settings):
+        return data.open_source(configure(f"tfrecord:{pattern}", **{"num_classes": 3, **settings}))
+
+    def test_raw_records_of_several_files(self, tmp_path):
+        pixels = np.concatenate([write_records(tmp_path / "a.tfrecord", 5), write_records(tmp_path / "b.tfrecord", 4)])
+        source = self.open(tmp_path / "*.tfrecord")
+        pictures, labels = all_examples(source)
+        np.testing.assert_allclose(pictures, pixels * 2.0 / 255 - 1, atol=1e-6)
+        np.testing.assert_array_equal(labels, [0, 1, 2, 0, 1, 0, 1, 2, 0])
+
+    def test_encoded_records_are_cropped_and_resized(self, tmp_path):
+        pixels, files = RNG.integers(0, 256, (2, 40, 60, 3), dtype=np.uint8), []
+        for picture in pixels:
+            file = io.BytesIO()
+            Image.fromarray(picture).save(file, "PNG")
+            files.append(file.getvalue())
+        with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+            for label, file in enumerate(files):
+                writer.write(example(image__encoded=file, image__class__label=label))
+        pictures, labels = all_examples(self.open(tmp_path / "a.tfrecord"))
+        expected = np.stack([images.preprocess(file, 32) for file in files])
+        np.testing.assert_allclose(pictures, expected * 2.0 / 255 - 1, atol=1e-6)
+        np.testing.assert_array_equal(labels, [0, 1])
+
+    def test_index_holds_the_offsets_that_tensorflow_wrote(self, tmp_path):
+        write_records(tmp_path / "a.tfrecord", 6)
+        raw = (tmp_path / "a.tfrecord").read_bytes()
+        expected = [record.numpy() for record in tf.data.TFRecordDataset(str(tmp_path / "a.tfrecord"))]
+        assert [raw[start : start + length] for start, length in index_file(str(tmp_path / "a.tfrecord"))] == expected
+
+    def test_classes_file_gives_the_classes(self, tmp_path):
+        write_records(tmp_path / "a.tfrecord", 3)
+        with pytest.raises(UserError, match="does not say how many classes"):
+            self.open(tmp_path / "a.tfrecord", num_classes=-1)
+        (tmp_path / "classes.txt").write_text("cat\ndog\nowl\n")
+        assert self.open(tmp_path / "a.tfrecord", num_classes=-1).class_names == ("cat", "dog", "owl")
+
+    def test_truncated_file_is_named_before_training(self, tmp_path):
+        write_records(tmp_path / "a.tfrecord", 3)
+        with open(tmp_path / "a.tfrecord", "r+b") as file:
+            file.truncate(os.path.getsize(tmp_path / "a.tfrecord") - 100)
+        with pytest.raises(UserError, match=r"a\.tfrecord is truncated: its record at byte \d+ ends 100 bytes after"):
+            self.open(tmp_path / "a.tfrecord")
+
+    def test_damaged_header_is_named(self, tmp_path):
+        (tmp_path / "a.tfrecord").write_bytes(b"\0" * 100)
+        with pytest.raises(UserError, match="damaged at byte 0"):
+            self.open(tmp_path / "a.tfrecord")
+
+    def flip_byte(self, path, record):
+        start, length = index_file(str(path))[record]
+        with open(path, "r+b") as file:
+            file.seek(start + length // 2)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+        return start - 12
+
+    def test_flipped_byte_is_named_or_passed_over(self, tmp_path):
+        write_records(tmp_path / "a.tfrecord", 4)
+        at = self.flip_byte(tmp_path / "a.tfrecord", 2)
+        message = failure(data.eval_dataset(self.open(tmp_path / "a.tfrecord"), 4))
+        assert f"byte {at} of {tmp_path}/a.tfrecord does not match its checksum" in message
+        _, labels = all_examples(self.open(tmp_path / "a.tfrecord", skip_corrupt_records=1))
+        np.testing.assert_array_equal(labels, [0, 1, 0, 0])
+
+    def test_file_deleted_during_the_run_is_named(self, tmp_path):
+        write_records(tmp_path / "a.tfrecord", 4)
+        source = self.open(tmp_path / "a.tfrecord")
+        os.remove(tmp_path / "a.tfrecord")
+        assert "No such file" in failure(data.eval_dataset(source, 4))
+
+    def test_records_of_another_size_are_refused(self, tmp_path):
+        write_records(tmp_path / "a.tfrecord", 2, size=64)
+        with pytest.raises(UserError, match=r"hold images of 64x64 pixels, not 32x32"):
+            self.open(tmp_path / "a.tfrecord")
+
+    def test_mixed_sizes_are_named(self, tmp_path):
+        write_records(tmp_path / "a.tfrecord", 2)
+        write_records(tmp_path / "b.tfrecord", 2, size=16)
+        assert "b.tfrecord is not of 32x32" in failure(data.eval_dataset(self.open(tmp_path / "*.tfrecord"), 4))
+
+    @pytest.mark.parametrize("label", [3, -1])
+    def test_label_out_of_range_is_named(self, tmp_path, label):
+        write_records(tmp_path / "a.tfrecord", 3, label=lambda index: label if index == 1 else 0)
+        message = failure(data.eval_dataset(self.open(tmp_path / "a.tfrecord"), 3))
+        assert f"has label {label}, outside 0 to 2" in message
+
+    def test_unknown_records_are_refused(self, tmp_path):
+        with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+            writer.write(example(pixels=b"", target=1))
+        with pytest.raises(UserError, match="hold pixels, target; wanted are"):
+            self.open(tmp_path / "a.tfrecord")
+        with tf.io.TFRecordWriter(str(tmp_path / "b.tfrecord")) as writer:
+            writer.write(b"\xff\xff not a protobuf")
+        with pytest.raises(UserError, match=r"not a tf\.train\.Example"):
+            self.open(tmp_path / "b.tfrecord")
+
+    def test_manifest_is_checked(self, tmp_path):
+        write_records(tmp_path / "a.tfrecord", 3)
+
+        def manifest(**content):
+            (tmp_path / "manifest.json").write_text(json.dumps(content))
+
+        manifest(complete=True, shards={"a.tfrecord": 3})
+        self.open(tmp_path / "*.tfrecord")
+        manifest(complete=True, shards={"a.tfrecord": 4})
+        with pytest.raises(UserError, match=r"holds 3 records, but manifest\.json says 4"):
+            self.open(tmp_path / "*.tfrecord")
+        manifest(complete=True, shards={"a.tfrecord": 3, "b.tfrecord": 3})
+        with pytest.raises(UserError, match=r"missing: b\.tfrecord"):
+            self.open(tmp_path / "*.tfrecord")
+        manifest(complete=False, shards={})
+        with pytest.raises(UserError, match="not all made yet"):
+            self.open(tmp_path / "*.tfrecord")
+
+
+class TFDSTest:
+    @pytest.fixture(scope="class")
+    def prepared(self, tmp_path_factory):
+        """A prepared dataset on local files, in both of TFDS's formats: `{format: data_dir}`, and its pictures."""
+        tfds = pytest.importorskip("tensorflow_datasets")
+        pictures = [RNG.integers(0, 256, (32 + 4 * (i % 3), 32, 3), dtype=np.uint8) for i in range(10)]
+
+        class LocalImages(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(num_classes=2)}
+                features = tfds.features.FeaturesDict(features)
+                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+            def _split_generators(self, _):
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self):
+                for number, picture in enumerate(pictures):
+                    yield number, {"image": picture, "label": number % 2}
+
+        directories = {}
+        for kind in ("tfrecord", "array_record"):
+            directories[kind] = str(tmp_path_factory.mktemp(kind))
+            LocalImages(data_dir=directories[kind], file_format=kind).download_and_prepare()
+        return directories, pictures
+
+    def open(self, data_dir, **settings):
+        return data.open_source(configure("tfds:local_images", data_dir=data_dir, **settings))
+
+    @pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
+    @pytest.mark.parametrize(("split", "wanted"), [("train", range(10)), ("train[:50%]", range(5)), ("train[7:]", range(7, 10))])
+    def test_reads_splits_by_index(self, prepared, kind, split, wanted):
+        directories, pictures = prepared
+        source = self.open(directories[kind], data_split=split)
+        assert (source.num_examples, source.num_classes) == (len(wanted), 2)
+        images_read, labels = all_examples(source, batch_size=4)
+        np.testing.assert_array_equal(labels, [number % 2 for number in wanted])
+        for picture, number in zip(images_read, wanted, strict=True):
+            extra = (pictures[number].shape[0] - 32) // 2
+            np.testing.assert_allclose(picture, pictures[number][extra : extra + 32] * 2.0 / 255 - 1, atol=1e-6)
+
+    def test_what_is_not_there_is_named(self, prepared, tmp_path):
+        directories, _ = prepared
+        with pytest.raises(UserError, match="--data_split=test is none of"):
+            self.open(directories["tfrecord"], data_split="test")
+        with pytest.raises(UserError, match="not known to TFDS"):
+            data.open_source(configure("tfds:no_such_dataset", data_dir=str(tmp_path)))
+        with pytest.raises(UserError, match=r"not prepared.*tfds\.load\('mnist'"):
+            data.open_source(configure("tfds:mnist", data_dir=str(tmp_path)))
