@@ -19,7 +19,7 @@ CONFIG_FILE = "config.json"
 ATTENTION_RESOLUTIONS = {32: (8, 16), 64: (8, 16, 32), 128: (8, 16, 32, 64), 256: (8, 16, 32, 64, 128)}
 
 # The groups of `--help`, in the order in which they are printed.
-GROUPS = ("Run", "Data", "Networks", "Optimisation", "Speed", "Output")
+GROUPS = ("Run", "Data", "Networks", "Optimisation", "Speed", "Output", "Evaluation")
 
 
 def _setting(default: Any, group: str, text: str, choices: tuple = (), free: bool = False) -> Any:
@@ -143,6 +143,19 @@ class Config:
         0, "Output", "Keep for good the first checkpoint of every so many steps; 0: none.", free=True
     )
 
+    # Evaluation: the protocol of sagan-evaluate, and of sagan-train while it trains.
+    classifier: str = _setting(
+        "inception", "Evaluation", "Classifier behind the metrics: inception, embedded, or a SavedModel's directory.", free=True
+    )
+    classifier_logits: str = _setting("logits", "Evaluation", "Output of a SavedModel with the logits.", free=True)
+    classifier_pool: str = _setting("pool_3", "Evaluation", "Output of a SavedModel with the features.", free=True)
+    classifier_size: int = _setting(299, "Evaluation", "Height and width a SavedModel takes, in pixels.", free=True)
+    num_samples: int = _setting(50_000, "Evaluation", "Generated images to measure.", free=True)
+    stats_cache: str = _setting(
+        "", "Evaluation", "Directory of cached statistics of real images; empty: cache in model_dir.", free=True
+    )
+    eval_every_steps: int = _setting(0, "Evaluation", "Steps between evaluations while training; 0: none.", free=True)
+
     def validate(self) -> "Config":
         """Returns itself, or raises `UserError` naming the first setting that cannot be."""
         for field in dataclasses.fields(self):
@@ -150,7 +163,16 @@ class Config:
             if choices and value not in choices:
                 raise UserError(f"--{field.name}={value} is not one of {', '.join(map(str, choices))}.")
         for name, least in (
-            [("train_steps", 0), ("num_classes", -1), ("twins_cells", 2), ("skip_corrupt_records", 0), ("max_rollbacks", 0)]
+            [
+                ("train_steps", 0),
+                ("num_classes", -1),
+                ("twins_cells", 2),
+                ("num_samples", 2),
+                ("classifier_size", 1),
+                ("eval_every_steps", 0),
+                ("skip_corrupt_records", 0),
+                ("max_rollbacks", 0),
+            ]
             + [(name, 1) for name in ("batch_size", "z_dim", "gf_dim", "df_dim", "g_step", "d_step", "steps_per_loop")]
             + [(name, 1) for name in ("accumulation_steps", "save_summaries_steps", "save_samples_steps", "keep_checkpoints")]
             + [(name, 0) for name in ("save_checkpoint_steps", "save_checkpoint_secs", "keep_checkpoint_every_steps")]

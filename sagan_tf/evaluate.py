@@ -1,0 +1,178 @@
+"""`sagan-evaluate`: Inception Score, FID, intra-FID, KID and more, with the whole protocol on record."""
+
+import os
+import time
+
+from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
+
+import tensorflow as tf
+from absl import flags, logging
+
+from sagan_tf import checkpoints as checkpoints_lib
+from sagan_tf import classifiers, data, evaluation
+from sagan_tf.checkpoints import Checkpoints
+from sagan_tf.config import Config
+from sagan_tf.errors import UserError
+from sagan_tf.evaluation import Protocol
+
+FLAGS = flags.FLAGS
+BEST = "best_fid"
+
+
+def define_flags() -> None:
+    """Defines the flags that only this command has."""
+    flags.DEFINE_string("saved_model", "", "Evaluate this exported SavedModel in place of the run's checkpoint.")
+    flags.DEFINE_string("images", "", "Evaluate this folder of generated images in place of the run's checkpoint.")
+    flags.DEFINE_integer("checkpoint_step", None, "Step of the checkpoint to evaluate; by default the newest.")
+    flags.DEFINE_boolean("use_ema", None, "Use the averaged generator; by default if the run has one.")
+    flags.DEFINE_string("real_split", "", "TFDS split of the real images; by default the one trained on.")
+    flags.DEFINE_integer("real_images", 50_000, "Real images to measure against, at most.", lower_bound=2)
+    flags.DEFINE_integer("intra_fid_samples", 0, "Generated images per class for intra-FID; 0: leave it out.", lower_bound=0)
+    flags.DEFINE_boolean("manifold", True, "Also compute KID, precision, recall, density and coverage.")
+    flags.DEFINE_enum("batch_norm", "moving", ["moving", "batch"], "Moving averages, as the paper, or each batch's statistics.")
+    flags.DEFINE_float("truncation", 0.0, "Largest absolute value of a component of z; 0: no bound.", lower_bound=0.0)
+    flags.DEFINE_integer("sample_seed", 0, "Seed of z.", lower_bound=0)
+    flags.DEFINE_integer("eval_batch_size", 64, "Images at a time.", lower_bound=1)
+    flags.DEFINE_boolean("watch", False, "Evaluate each new checkpoint of a running training, until it ends.")
+    flags.DEFINE_integer(
+        "patience", 0, "With --watch: stop after so many evaluations without a better FID; 0: never.", lower_bound=0
+    )
+    flags.DEFINE_boolean("print_classifier_source", False, "Say what an offline user has to fetch, and where to put it.")
+
+
+def cache_dir(config: Config) -> str:
+    """Returns the directory of cached statistics."""
+    return config.stats_cache or os.path.join(config.model_dir, "statistics")
+
+
+def load_classifier(config: Config) -> classifiers.Classifier:
+    """Returns the classifier of a configuration."""
+    return classifiers.load(config.classifier, config.classifier_logits, config.classifier_pool, config.classifier_size)
+
+
+def evaluate_generator(generator, source, config: Config, classifier, protocol: Protocol, real_images: int = 50_000) -> dict:
+    """Returns the record of a Keras generator (see `evaluation.evaluate`)."""
+    sampler = evaluation.generator_sampler(generator, config.z_dim, protocol)
+
+    def generated():
+        return evaluation.sampled_images(sampler, protocol.num_samples, config.num_classes, protocol.batch_size)
+
+    return evaluation.evaluate(generated, source, config, classifier, protocol, cache_dir(config), real_images)
+
+
+def note_best(config: Config, step: int, record: dict) -> bool:
+    """Keeps the checkpoint of this step if its FID is the lowest so far, under the same protocol."""
+    before = [
+        other["values"]["fid"]
+        for other in evaluation.read(config.model_dir)
+        if other["step"] != step and other["protocol"] == record["protocol"]
+    ]
+    best = not before or record["values"]["fid"] < min(before)
+    if best:
+        Checkpoints(config.model_dir).pin(BEST, step)
+    return best
+
+
+def _evaluate_checkpoint(config: Config, source, classifier, protocol: Protocol, step: int) -> dict:
+    generator, _ = checkpoints_lib.restore(config.model_dir, FLAGS.use_ema, step)
+    record = evaluate_generator(generator, source, config, classifier, protocol, FLAGS.real_images)
+    if protocol.intra_fid_samples:
+        sampler = evaluation.generator_sampler(generator, config.z_dim, protocol)
+        progress = os.path.join(config.model_dir, f"intra_fid-{step}.json")
+        cache = cache_dir(config)
+        record["values"] |= evaluation.intra_fid(sampler, source, config, classifier, protocol, cache, progress)
+    record["protocol"]["use_ema"] = bool(config.ema_decay if FLAGS.use_ema is None else FLAGS.use_ema)
+    if note_best(config, step, record):
+        logging.info("Step %d has the lowest FID so far; its checkpoint is kept.", step)
+    evaluation.append(config.model_dir, step, record)
+    return record
+
+
+def _watch(config: Config, source, classifier, protocol: Protocol) -> None:
+    """Evaluates new checkpoints as they appear, until that of the last step, or until patience runs out."""
+    done = {record["step"] for record in evaluation.read(config.model_dir)}
+    worse = 0
+    while True:
+        new = [step for step in Checkpoints(config.model_dir).steps() if step and step not in done]
+        if not new:
+            if config.train_steps in done:
+                return
+            time.sleep(5)
+            continue
+        step = new[-1]  # The newest: an evaluation that cannot keep up passes over the others.
+        done |= set(new)
+        record = _evaluate_checkpoint(config, source, classifier, protocol, step)
+        print(f"Step {step}:\n{evaluation.table(record)}", flush=True)
+        records = evaluation.read(config.model_dir)
+        worse = worse + 1 if record["values"]["fid"] > min(other["values"]["fid"] for other in records) else 0
+        if FLAGS.patience and worse >= FLAGS.patience:
+            print(f"No better FID in {worse} evaluations: stopping.")
+            return
+
+
+def main() -> None:
+    """Measures a trained generator: Inception Score, FID, KID, precision and recall, and intra-FID on request.
+
+    sagan-evaluate --model_dir=DIR --classifier=embedded --num_samples=5000
+    sagan-evaluate --model_dir=DIR --intra_fid_samples=500
+    sagan-evaluate --model_dir=DIR --watch
+
+    Each result is printed with its protocol and added to DIR/metrics.jsonl and TensorBoard.
+    """
+    if FLAGS.print_classifier_source:
+        print(classifiers.inception_source())
+        return
+    config = cli.trained_config()
+    if FLAGS.real_split:
+        config = config.replace(data_split=FLAGS.real_split)
+    protocol = Protocol(
+        num_samples=config.num_samples,
+        batch_size=FLAGS.eval_batch_size,
+        seed=FLAGS.sample_seed,
+        truncation=FLAGS.truncation,
+        batch_norm=FLAGS.batch_norm,
+        intra_fid_samples=FLAGS.intra_fid_samples,
+        manifold=FLAGS.manifold,
+    )
+    if FLAGS.saved_model and FLAGS.images:
+        raise UserError("--saved_model and --images exclude each other: choose one.")
+    classifier = load_classifier(config)
+    source = data.open_source(config)
+    try:
+        if FLAGS.watch:
+            _watch(config, source, classifier, protocol)
+            return
+        if FLAGS.images or FLAGS.saved_model:
+            if FLAGS.images:
+
+                def generated():
+                    return evaluation.folder_images(FLAGS.images, protocol.num_samples, protocol.batch_size)
+
+            else:
+                sampler, _ = evaluation.saved_model_sampler(FLAGS.saved_model, protocol)
+
+                def generated():
+                    return evaluation.sampled_images(sampler, protocol.num_samples, config.num_classes, protocol.batch_size)
+
+            record = evaluation.evaluate(generated, source, config, classifier, protocol, cache_dir(config), FLAGS.real_images)
+            record["protocol"]["generated_by"] = FLAGS.images or FLAGS.saved_model
+            title = FLAGS.images or FLAGS.saved_model
+        else:
+            steps = Checkpoints(config.model_dir).steps()
+            if not steps:
+                raise UserError(f"--model_dir={config.model_dir} holds no checkpoint yet: train first.")
+            step = steps[-1] if FLAGS.checkpoint_step is None else FLAGS.checkpoint_step
+            record = _evaluate_checkpoint(config, source, classifier, protocol, step)
+            title = f"{config.model_dir}, step {step}"
+        print(f"{title}:\n{evaluation.table(record)}")
+    except tf.errors.OpError as error:
+        raise data.user_error(error) or error from error
+
+
+def run() -> None:
+    """The console script."""
+    cli.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    run()
