@@ -22,7 +22,8 @@ def _import_tensorflow() -> None:
     stderr, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 2)
     try:
-        importlib.import_module("tensorflow")
+        tensorflow = importlib.import_module("tensorflow")
+        tensorflow.get_logger().setLevel("ERROR")  # Deprecations inside the libraries we call.
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

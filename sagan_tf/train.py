@@ -71,7 +71,7 @@ def train(config: Config) -> None:
         logging.info("Interrupted after step %d, which is saved; the same command continues there.", trainer.step.numpy())
         sys.exit(EXIT_INTERRUPTED)
     if chief:
-        print(_closing_words(trainer, source))
+        print(_closing_words(trainer, reporter.evaluated))
 
 
 def _prepare_model_dir(config: Config) -> None:
@@ -132,7 +132,8 @@ def _train_to_end(trainer: Trainer, source: data.Source, checkpoints: Checkpoint
     step = saved_step
     while step < config.train_steps:
         # As many steps as the loop takes, but no further than the next thing to do.
-        periods = (config.save_summaries_steps, config.save_samples_steps, config.save_checkpoint_steps)
+        periods = [config.save_summaries_steps, config.save_samples_steps, config.save_checkpoint_steps]
+        periods.append(config.eval_every_steps)
         ends = [config.train_steps, step + config.steps_per_loop] + [(step // p + 1) * p for p in periods if p]
         try:
             history = trainer.train(iterator, tf.constant(min(ends) - step)).numpy()
@@ -149,10 +150,15 @@ def _train_to_end(trainer: Trainer, source: data.Source, checkpoints: Checkpoint
 
         stopping = step == config.train_steps or trainer.stop.numpy()
         due = config.save_checkpoint_steps and step % config.save_checkpoint_steps == 0
+        evaluating = config.eval_every_steps and (step % config.eval_every_steps == 0 or step == config.train_steps)
+        due |= evaluating
         due |= config.save_checkpoint_secs and time.monotonic() - saved_at >= config.save_checkpoint_secs
         if (due or stopping) and step > saved_step and reporter:
             checkpoints.save(step, trainer.state())
             saved_at, saved_step = time.monotonic(), step
+        if evaluating and reporter and not trainer.stop.numpy():
+            checkpoints.wait()
+            reporter.evaluate(step, source)
         if trainer.stop.numpy():
             return
 
@@ -189,6 +195,8 @@ class Reporter:
             total=self.config.train_steps, initial=start, unit="step", disable=None, smoothing=0.05, dynamic_ncols=True
         )
         self._writer = tf.summary.create_file_writer(os.path.join(self.config.model_dir, "summaries"))
+        self._classifier = None
+        self.evaluated = ""
         self._history: list[np.ndarray] = []
         self._since = time.monotonic()
         self._sigmas = tf.function(lambda: [spectral_norms(model) for model in (trainer.generator, trainer.discriminator)])
@@ -234,6 +242,21 @@ class Reporter:
         self._writer.flush()
         self._history, self._since = [], time.monotonic()
 
+    def evaluate(self, step: int, source: data.Source) -> None:
+        """Measures the generator as `sagan-evaluate` does, and keeps the checkpoint if its FID is the best."""
+        from sagan_tf import evaluate, evaluation  # TF-GAN and TensorFlow Probability take seconds to import.
+
+        began = time.monotonic()
+        self._classifier = self._classifier or evaluate.load_classifier(self.config)
+        protocol = evaluation.Protocol(num_samples=self.config.num_samples)
+        record = evaluate.evaluate_generator(self.trainer.sampler, source, self.config, self._classifier, protocol)
+        record["protocol"]["use_ema"] = self.trainer.ema_generator is not None
+        evaluate.note_best(self.config, step, record)
+        evaluation.append(self.config.model_dir, step, record)
+        self.evaluated = f"Step {step}:\n{evaluation.table(record)}"
+        logging.info("%s", self.evaluated)
+        self._since += time.monotonic() - began  # Not training time.
+
     def _sample(self, step: int) -> None:
         began = time.monotonic()
         z, labels = visualization.grid_inputs(self.config.z_dim, self.config.num_classes, self.config.seed)
@@ -272,7 +295,7 @@ def agreement(trainer: Trainer) -> float:
     return twins.agreement(visualization.generate(trainer.sampler, z, labels), labels, config.twins_cells)
 
 
-def _closing_words(trainer: Trainer, source: data.Source) -> str:
+def _closing_words(trainer: Trainer, evaluated: str) -> str:
     config = trainer.config
     lines = [
         f"Trained to step {int(trainer.step.numpy())}.",
@@ -284,6 +307,8 @@ def _closing_words(trainer: Trainer, source: data.Source) -> str:
     ]
     if config.dataset == "twins":
         lines.append(f"Agreement of the twins (1: alike in every image, as in the data; 0: by chance): {agreement(trainer):.3f}")
+    if evaluated:
+        lines.append(evaluated)
     return "\n".join(lines)
 
 

@@ -69,6 +69,13 @@ def main() -> None:
     logits, _, patterns = model(images, training=False)
     right_class = np.mean(np.argmax(logits, 1) == classes)
     right_bits = np.mean((patterns.numpy() > 0) == (bits.numpy() > 0.5))
+    # Features of unit spread, so that distances between them have a size to read: ReLU lets the scale move on.
+    scale = 1.0 / np.std(model(images, training=False)[1])
+    for name, factor in (("features", scale), ("logits", 1.0 / scale), ("patterns", 1.0 / scale)):
+        layer = model.get_layer(name)
+        layer.kernel.assign(layer.kernel * factor)
+        if name == "features":
+            layer.bias.assign(layer.bias * factor)
     os.makedirs(os.path.dirname(FLAGS.output), exist_ok=True)
     np.savez_compressed(FLAGS.output, **{v.path: np.array(v).astype(np.float16) for v in model.variables})
     print(f"loss {float(loss):.4f}; on new images: class {right_class:.3f}, pattern cells {right_bits:.3f}; {FLAGS.output}")
