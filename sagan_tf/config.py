@@ -103,6 +103,9 @@ class Config:
         True, "Networks", "Let gradients flow through the power iteration, as in the reference."
     )
     spectral_norm_epsilon: float = _setting(1e-12, "Networks", "Added to the vector norms of the power iteration.")
+    batch_norm_decay: float = _setting(
+        0.0, "Networks", "Decay of batch norm's moving averages; 0: the reference's, 0.999 and, in the last one, 0.9999."
+    )
     sync_batch_norm: bool = _setting(False, "Networks", "Batch moments over all replicas; the reference takes them per replica.")
 
     # Optimisation.
@@ -179,7 +182,7 @@ class Config:
         ):
             if getattr(self, name) < least:
                 raise UserError(f"--{name}={getattr(self, name)} must be at least {least}.")
-        for name in ("beta1", "beta2", "ema_decay"):
+        for name in ("beta1", "beta2", "ema_decay", "batch_norm_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)} must be at least 0 and below 1.")
         for name in ("generator_learning_rate", "discriminator_learning_rate", "adam_epsilon", "spectral_norm_epsilon"):
@@ -196,6 +199,10 @@ class Config:
         if self.batch_size % self.accumulation_steps:
             raise UserError(
                 f"--batch_size={self.batch_size} does not divide into --accumulation_steps={self.accumulation_steps} parts."
+            )
+        if self.eval_every_steps and self.distribution == "multi_worker":
+            raise UserError(
+                "--eval_every_steps works in one process: leave it out, and run sagan-evaluate --watch beside the training."
             )
         if not (self.save_checkpoint_steps or self.save_checkpoint_secs):
             raise UserError(

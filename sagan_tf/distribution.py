@@ -18,7 +18,7 @@ def make_strategy(config: Config) -> tf.distribute.Strategy:
     Raises:
       UserError: if the hardware or the cluster is not there, or the batch does not divide.
     """
-    strategy = _strategy(config)
+    strategy = replicas(config)
     parts = strategy.num_replicas_in_sync * config.accumulation_steps
     if config.batch_size % parts:
         steps = f" and --accumulation_steps={config.accumulation_steps}" if config.accumulation_steps > 1 else ""
@@ -31,7 +31,12 @@ def make_strategy(config: Config) -> tf.distribute.Strategy:
     return strategy
 
 
-def _strategy(config: Config) -> tf.distribute.Strategy:
+def replicas(config: Config) -> tf.distribute.Strategy:
+    """Returns the strategy alone, whatever batches it is for.
+
+    Raises:
+      UserError: if the hardware or the cluster is not there.
+    """
     gpus = tf.config.list_logical_devices("GPU")
     if config.distribution == "tpu":
         try:

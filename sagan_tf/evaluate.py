@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import flags, logging
 
 from sagan_tf import checkpoints as checkpoints_lib
-from sagan_tf import classifiers, data, evaluation
+from sagan_tf import classifiers, data, distribution, evaluation
 from sagan_tf.checkpoints import Checkpoints
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
@@ -50,14 +50,15 @@ def load_classifier(config: Config) -> classifiers.Classifier:
     return classifiers.load(config.classifier, config.classifier_logits, config.classifier_pool, config.classifier_size)
 
 
-def evaluate_generator(generator, source, config: Config, classifier, protocol: Protocol, real_images: int = 50_000) -> dict:
-    """Returns the record of a Keras generator (see `evaluation.evaluate`)."""
+def evaluate_generator(
+    generator, source, config: Config, classifier, protocol: Protocol, real_images: int = 50_000, strategy=None
+) -> dict:
+    """Returns the record of a Keras generator (see `evaluation.evaluate`); with a strategy, made in its scope."""
     sampler = evaluation.generator_sampler(generator, config.z_dim, protocol)
-
-    def generated():
-        return evaluation.sampled_images(sampler, protocol.num_samples, config.num_classes, protocol.batch_size)
-
-    return evaluation.evaluate(generated, source, config, classifier, protocol, cache_dir(config), real_images)
+    outputs = evaluation.sampled_outputs(
+        sampler, classifier, protocol.num_samples, config.num_classes, protocol.batch_size, strategy=strategy
+    )
+    return evaluation.evaluate(outputs, source, config, classifier, protocol, cache_dir(config), real_images)
 
 
 def note_best(config: Config, step: int, record: dict) -> bool:
@@ -73,14 +74,15 @@ def note_best(config: Config, step: int, record: dict) -> bool:
     return best
 
 
-def _evaluate_checkpoint(config: Config, source, classifier, protocol: Protocol, step: int) -> dict:
-    generator, _ = checkpoints_lib.restore(config.model_dir, FLAGS.use_ema, step)
-    record = evaluate_generator(generator, source, config, classifier, protocol, FLAGS.real_images)
+def _evaluate_checkpoint(config: Config, source, classifier, protocol: Protocol, strategy, step: int) -> dict:
+    with strategy.scope():
+        generator, _ = checkpoints_lib.restore(config.model_dir, FLAGS.use_ema, step)
+    record = evaluate_generator(generator, source, config, classifier, protocol, FLAGS.real_images, strategy)
     if protocol.intra_fid_samples:
         sampler = evaluation.generator_sampler(generator, config.z_dim, protocol)
         progress = os.path.join(config.model_dir, f"intra_fid-{step}.json")
         cache = cache_dir(config)
-        record["values"] |= evaluation.intra_fid(sampler, source, config, classifier, protocol, cache, progress)
+        record["values"] |= evaluation.intra_fid(sampler, source, config, classifier, protocol, cache, progress, strategy)
     record["protocol"]["use_ema"] = bool(config.ema_decay if FLAGS.use_ema is None else FLAGS.use_ema)
     if note_best(config, step, record):
         logging.info("Step %d has the lowest FID so far; its checkpoint is kept.", step)
@@ -88,7 +90,7 @@ def _evaluate_checkpoint(config: Config, source, classifier, protocol: Protocol,
     return record
 
 
-def _watch(config: Config, source, classifier, protocol: Protocol) -> None:
+def _watch(config: Config, source, classifier, protocol: Protocol, strategy) -> None:
     """Evaluates new checkpoints as they appear, until that of the last step, or until patience runs out."""
     done = {record["step"] for record in evaluation.read(config.model_dir)}
     worse = 0
@@ -101,7 +103,7 @@ def _watch(config: Config, source, classifier, protocol: Protocol) -> None:
             continue
         step = new[-1]  # The newest: an evaluation that cannot keep up passes over the others.
         done |= set(new)
-        record = _evaluate_checkpoint(config, source, classifier, protocol, step)
+        record = _evaluate_checkpoint(config, source, classifier, protocol, strategy, step)
         print(f"Step {step}:\n{evaluation.table(record)}", flush=True)
         records = evaluation.read(config.model_dir)
         worse = worse + 1 if record["values"]["fid"] > min(other["values"]["fid"] for other in records) else 0
@@ -136,24 +138,24 @@ def main() -> None:
     )
     if FLAGS.saved_model and FLAGS.images:
         raise UserError("--saved_model and --images exclude each other: choose one.")
-    classifier = load_classifier(config)
+    strategy = distribution.replicas(config)
+    with strategy.scope():
+        classifier = load_classifier(config)
     source = data.open_source(config)
     try:
         if FLAGS.watch:
-            _watch(config, source, classifier, protocol)
+            _watch(config, source, classifier, protocol, strategy)
             return
         if FLAGS.images or FLAGS.saved_model:
             if FLAGS.images:
-
-                def generated():
-                    return evaluation.folder_images(FLAGS.images, protocol.num_samples, protocol.batch_size)
-
+                batches = evaluation.folder_images(FLAGS.images, protocol.num_samples, protocol.batch_size)
+                generated = (classifier.run(batch) for batch in batches)
             else:
-                sampler, _ = evaluation.saved_model_sampler(FLAGS.saved_model, protocol)
-
-                def generated():
-                    return evaluation.sampled_images(sampler, protocol.num_samples, config.num_classes, protocol.batch_size)
-
+                with strategy.scope():
+                    sampler, _ = evaluation.saved_model_sampler(FLAGS.saved_model, protocol)
+                generated = evaluation.sampled_outputs(
+                    sampler, classifier, protocol.num_samples, config.num_classes, protocol.batch_size, strategy=strategy
+                )
             record = evaluation.evaluate(generated, source, config, classifier, protocol, cache_dir(config), FLAGS.real_images)
             record["protocol"]["generated_by"] = FLAGS.images or FLAGS.saved_model
             title = FLAGS.images or FLAGS.saved_model
@@ -162,7 +164,7 @@ def main() -> None:
             if not steps:
                 raise UserError(f"--model_dir={config.model_dir} holds no checkpoint yet: train first.")
             step = steps[-1] if FLAGS.checkpoint_step is None else FLAGS.checkpoint_step
-            record = _evaluate_checkpoint(config, source, classifier, protocol, step)
+            record = _evaluate_checkpoint(config, source, classifier, protocol, strategy, step)
             title = f"{config.model_dir}, step {step}"
         print(f"{title}:\n{evaluation.table(record)}")
     except tf.errors.OpError as error:

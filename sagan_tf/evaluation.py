@@ -24,6 +24,7 @@ from sagan_tf.classifiers import Classifier
 from sagan_tf.config import Config
 from sagan_tf.data import images as image_files
 from sagan_tf.errors import UserError
+from sagan_tf.visualization import draw_z
 
 METRICS_FILE = "metrics.jsonl"
 # Activations kept for KID, precision and recall; their cost grows with the square of this.
@@ -34,6 +35,8 @@ KNOWN_REAL_SCORES = {("tfds:cifar10", 32): (10.9, 11.6, "Salimans et al., arXiv 
 
 # Images of these sample numbers and labels: float32 `[B, H, W, 3]` in [-1, 1].
 Sampler = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# What a classifier says of a batch: logits `[B, K]` and features `[B, D]`.
+Outputs = tuple[tf.Tensor, tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,23 +60,6 @@ class Protocol:
     batch_norm: str = "moving"
     intra_fid_samples: int = 0
     manifold: bool = True
-
-
-def draw_z(numbers: tf.Tensor, z_dim: int, seed: int, truncation: float = 0.0) -> tf.Tensor:
-    """Returns z of these samples, float32 `[B, z_dim]`: a function of (seed, sample number) alone."""
-
-    def draw(number):
-        key = tf.stack([tf.constant(seed, tf.int64), number])
-        return _truncated(key, z_dim, truncation) if truncation else tf.random.stateless_normal([z_dim], key)
-
-    return tf.map_fn(draw, tf.cast(numbers, tf.int64), fn_output_signature=tf.float32)
-
-
-def _truncated(key: tf.Tensor, z_dim: int, truncation: float) -> tf.Tensor:
-    """Draws a normal distribution cut off at +-truncation, by inverting its distribution function."""
-    low = 0.5 * (1.0 + tf.math.erf(-truncation / np.sqrt(2.0)))
-    uniform = tf.random.stateless_uniform([z_dim], key, low, 1.0 - low)
-    return tf.cast(tf.math.ndtri(uniform), tf.float32)
 
 
 def generator_sampler(generator: keras.Model, z_dim: int, protocol: Protocol) -> Sampler:
@@ -142,25 +128,60 @@ def folder_images(path: str, count: int, batch_size: int) -> Iterator[tf.Tensor]
         yield tf.constant(np.stack(batch), tf.float32) / 127.5 - 1.0
 
 
-def sampled_images(sampler: Sampler, count: int, num_classes: int, batch_size: int, first: int = 0, label: int | None = None):
-    """Yields batches of generated images: classes in turn (uniform), or one class."""
-    for start in range(first, first + count, batch_size):
-        numbers = tf.range(start, min(start + batch_size, first + count), dtype=tf.int64)
-        labels = tf.cast(numbers % max(num_classes, 1), tf.int32) if label is None else tf.fill(tf.shape(numbers), label)
-        yield sampler(numbers, labels)
+def sampled_outputs(
+    sampler: Sampler,
+    classifier: Classifier,
+    count: int,
+    num_classes: int,
+    batch_size: int,
+    first: int = 0,
+    label: int | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Iterator[Outputs]:
+    """Yields what the classifier says of generated images, in the order of their numbers.
+
+    Each replica generates and classifies its part of a batch in one compiled function.
+
+    Args:
+      sampler: draws images by number and label.
+      classifier: that sees them; with a strategy, made in its scope, as the sampler's generator.
+      count: images.
+      num_classes: classes take turns, so that they are uniform; 0: all labels are 0.
+      batch_size: images of a replica at a time.
+      first: number of the first image.
+      label: give every image this label instead.
+      strategy: whose replicas share the work; None: the current one.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    whole = batch_size * strategy.num_replicas_in_sync
+
+    @tf.function
+    def run(numbers, labels):
+        def on_replica():
+            start = tf.distribute.get_replica_context().replica_id_in_sync_group * batch_size
+            return classifier.run(sampler(numbers[start : start + batch_size], labels[start : start + batch_size]))
+
+        return [strategy.gather(output, axis=0) for output in strategy.run(on_replica)]
+
+    for start in range(first, first + count, whole):
+        # Always a whole batch, so that there is one graph; what is too many is cut off.
+        numbers = tf.range(start, start + whole, dtype=tf.int64)
+        labels = tf.cast(numbers % max(num_classes, 1), tf.int32) if label is None else tf.fill([whole], label)
+        wanted = min(whole, first + count - start)
+        logits, pool = run(numbers, labels)
+        yield logits[:wanted], pool[:wanted]
 
 
-def classify(batches, classifier: Classifier, total: int, title: str) -> tuple[np.ndarray, np.ndarray]:
-    """Runs the classifier over batches of images; returns logits `[N, K]` and features `[N, D]`, float32.
+def collect(outputs: Iterator[Outputs], total: int, title: str) -> tuple[np.ndarray, np.ndarray]:
+    """Gathers a classifier's outputs with a progress bar: logits `[N, K]` and features `[N, D]`, float32.
 
     Raises:
-      UserError: if an output is not finite.
+      UserError: if a value is not finite.
     """
     logits, pools = [], []
     with tqdm(total=total, desc=title, unit="image", disable=None, leave=False) as bar:
-        for batch in batches:
-            logits_batch, pool = classifier.run(batch)
-            logits.append(logits_batch.numpy())
+        for logits_part, pool in outputs:
+            logits.append(logits_part.numpy())
             pools.append(pool.numpy())
             bar.update(len(pools[-1]))
     logits, pools = np.concatenate(logits), np.concatenate(pools)
@@ -253,9 +274,9 @@ def real_statistics(source: data.Source, config: Config, classifier: Classifier,
             for start in range(0, count, 64):
                 examples = source.examples(tf.constant(order[start : start + 64]))
                 labels.append(examples["labels"].numpy())
-                yield examples["images"]
+                yield classifier.run(examples["images"])
 
-        logits, pools = classify(batches(), classifier, count, "real images")
+        logits, pools = collect(batches(), count, "real images")
         moments = metrics.Moments(pools.shape[1]).add(pools)
         arrays = {
             "count": np.int64(count),
@@ -301,7 +322,7 @@ def warnings_of(real: RealStatistics, source: data.Source, config: Config, class
 
 
 def evaluate(
-    generated: "Callable[[], Iterator[tf.Tensor]]",
+    generated: Iterator[Outputs],
     source: data.Source,
     config: Config,
     classifier: Classifier,
@@ -312,7 +333,7 @@ def evaluate(
     """Measures generated images against real ones.
 
     Args:
-      generated: returns the batches of `protocol.num_samples` images.
+      generated: what the classifier says of the `protocol.num_samples` generated images.
       source: the real images.
       config: of the run.
       classifier: that sees both.
@@ -327,7 +348,7 @@ def evaluate(
       UserError: if a result is not finite, or images are missing.
     """
     real = real_statistics(source, config, classifier, cache, real_images)
-    logits, pools = classify(generated(), classifier, protocol.num_samples, "generated images")
+    logits, pools = collect(generated, protocol.num_samples, "generated images")
     if len(pools) != protocol.num_samples:
         raise UserError(f"Only {len(pools)} of {protocol.num_samples} samples were generated.")
     values = {
@@ -361,7 +382,14 @@ def finish(values: dict, real: RealStatistics, source, config: Config, classifie
 
 
 def intra_fid(
-    sampler: Sampler, source: data.Source, config: Config, classifier: Classifier, protocol: Protocol, cache: str, progress: str
+    sampler: Sampler,
+    source: data.Source,
+    config: Config,
+    classifier: Classifier,
+    protocol: Protocol,
+    cache: str,
+    progress: str,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> dict[str, float]:
     """Returns intra-FID: the FID within each class, averaged over classes; the paper's 83.7 is of this kind.
 
@@ -375,6 +403,7 @@ def intra_fid(
       protocol: `intra_fid_samples`, seed and so on.
       cache: directory of cached statistics.
       progress: JSON file of the classes done.
+      strategy: whose replicas share the work; None: the current one.
 
     Raises:
       UserError: if the dataset has no classes, or a class fewer than two images.
@@ -393,8 +422,10 @@ def intra_fid(
         if str(label) in state["fid"]:
             continue
         count = protocol.intra_fid_samples
-        batches = sampled_images(sampler, count, 0, protocol.batch_size, first=label * count, label=label)
-        _, pools = classify(batches, classifier, count, f"class {label}")
+        outputs = sampled_outputs(
+            sampler, classifier, count, 0, protocol.batch_size, first=label * count, label=label, strategy=strategy
+        )
+        _, pools = collect(outputs, count, f"class {label}")
         state["fid"][str(label)] = real[label].distance(metrics.Moments(pools.shape[1]).add(pools))
         write_file(progress, json.dumps(state) + "\n")
     distances = list(state["fid"].values())

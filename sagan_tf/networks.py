@@ -191,7 +191,7 @@ def generator(config: Config) -> keras.Model:
     `[B, image_size, image_size, 3]` in [-1, 1].
     """
     sn_options, conv_options, policy = _options(config, config.generator_spectral_norm)
-    batch_norm_options = {"synchronized": config.sync_batch_norm}
+    batch_norm_options = {"synchronized": config.sync_batch_norm, "momentum": config.batch_norm_decay or 0.999}
     (start, multiple), *rows = GENERATOR[config.image_size]
     width = multiple * config.gf_dim
 
@@ -212,7 +212,8 @@ def generator(config: Config) -> keras.Model:
         if resolution == config.attention_resolution:
             x = _attention_block(config, conv_options, policy)(x)
     # The reference's last batch norm is another one: slower decay, unbiased moving variance.
-    norm = BatchNormalization(momentum=0.9999, unbiased_moving_variance=True, name="batch_norm", dtype=policy, **batch_norm_options)
+    last_options = {**batch_norm_options, "momentum": config.batch_norm_decay or 0.9999}
+    norm = BatchNormalization(unbiased_moving_variance=True, name="batch_norm", dtype=policy, **last_options)
     x = keras.layers.ReLU(name="relu", dtype=policy)(norm(x))
     x = SNConv2D(3, 3, name="conv", dtype=policy, **conv_options)(x)
     images = keras.layers.Activation("tanh", name="images", dtype="float32")(x)

@@ -5,6 +5,7 @@ import os
 from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
 
 import numpy as np
+import tensorflow as tf
 from absl import flags
 
 from sagan_tf import config as config_lib
@@ -51,11 +52,9 @@ def main() -> None:
         raise UserError("--output is missing: name a .png file for a grid, or a directory for separate images.")
     config = config_lib.load(cli.trained_config().model_dir)
     classes, per_class = parse_classes(FLAGS.classes, config), FLAGS.samples_per_class
-    if 0 < FLAGS.truncation < 0.05:
-        raise UserError(f"--truncation={FLAGS.truncation} leaves next to nothing of the normal distribution: use 0.05 or more.")
     generator, _ = restore(config.model_dir, FLAGS.use_ema, FLAGS.checkpoint_step)
-    z = visualization.truncated_normal((len(classes) * per_class, config.z_dim), FLAGS.sample_seed, FLAGS.truncation)
     labels = np.repeat(classes, per_class)
+    z = visualization.draw_z(tf.range(len(labels)), config.z_dim, FLAGS.sample_seed, FLAGS.truncation)
     images = visualization.generate(generator, z, labels)
     try:
         if FLAGS.output.lower().endswith(".png"):

@@ -247,9 +247,13 @@ class Reporter:
         from sagan_tf import evaluate, evaluation  # TF-GAN and TensorFlow Probability take seconds to import.
 
         began = time.monotonic()
-        self._classifier = self._classifier or evaluate.load_classifier(self.config)
+        strategy = self.trainer.strategy
+        with strategy.scope():
+            self._classifier = self._classifier or evaluate.load_classifier(self.config)
         protocol = evaluation.Protocol(num_samples=self.config.num_samples)
-        record = evaluate.evaluate_generator(self.trainer.sampler, source, self.config, self._classifier, protocol)
+        record = evaluate.evaluate_generator(
+            self.trainer.sampler, source, self.config, self._classifier, protocol, strategy=strategy
+        )
         record["protocol"]["use_ema"] = self.trainer.ema_generator is not None
         evaluate.note_best(self.config, step, record)
         evaluation.append(self.config.model_dir, step, record)

@@ -1,6 +1,7 @@
 """Images for people: sample grids, and the fixed z behind them."""
 
 import io
+import math
 import os
 
 import keras
@@ -56,23 +57,29 @@ def grid_inputs(z_dim: int, num_classes: int, seed: int) -> tuple[tf.Tensor, tf.
     return z, tf.repeat(tf.range(rows) if num_classes else tf.zeros(rows, tf.int32), GRID_COLUMNS)
 
 
-def truncated_normal(shape: tuple[int, int], seed: int, truncation: float = 0.0) -> np.ndarray:
-    """Draws z: standard normal, or with a truncation trick, values beyond it drawn again.
+def draw_z(numbers: tf.Tensor, z_dim: int, seed: int, truncation: float = 0.0) -> tf.Tensor:
+    """Draws the z of these samples: a function of (seed, sample number) alone.
 
     Args:
-      shape: `(N, z_dim)`.
+      numbers: int64 `[B]`.
+      z_dim: dimensions of z.
       seed: of the draws.
-      truncation: largest absolute value of a component; 0: no bound.
+      truncation: largest absolute value of a component, the normal distribution being cut off there; 0: none.
 
     Returns:
-      float32 array of that shape.
+      float32 `[B, z_dim]`.
     """
-    generator = np.random.default_rng(seed)
-    z = generator.standard_normal(shape)
-    if truncation:
-        while (outside := np.abs(z) > truncation).any():
-            z[outside] = generator.standard_normal(int(outside.sum()))
-    return z.astype(np.float32)
+    # The part of the distribution below the cut; a uniform draw from the rest, put through the quantile function.
+    below = 0.5 * (1.0 + math.erf(-truncation / math.sqrt(2.0))) if truncation else 0.0
+
+    def draw(number):
+        key = tf.stack([tf.constant(seed, tf.int64), number])
+        if not truncation:
+            return tf.random.stateless_normal([z_dim], key)
+        uniform = tf.random.stateless_uniform([z_dim], key, below, 1.0 - below, tf.float64)
+        return tf.cast(tf.math.ndtri(uniform), tf.float32)
+
+    return tf.map_fn(draw, tf.cast(numbers, tf.int64), fn_output_signature=tf.float32)
 
 
 def generate(generator: keras.Model, z, labels, batch_size: int = 64) -> np.ndarray:

@@ -1,6 +1,6 @@
 """`twins`: generated images in which long-range agreement is what matters, and can be measured.
 
-Each image carries two square tiles, far apart on a plain ground, with the same pattern of cells,
+Each image carries two square tiles, far apart on a black ground, with the same pattern of cells,
 new for every image, in the colour of the image's class. Each tile alone is easy to draw; that the two
 agree takes a comparison across the image. How well a generator does so is a number, `agreement`,
 computed from the pixels alone.
@@ -13,20 +13,20 @@ from sagan_tf.errors import UserError
 
 NUM_EXAMPLES = 2**17
 
-# One class each: colours far apart, at full contrast with the dark cells and the grey ground.
+# One class each. Ground and colours lie at the ends of the range, where tanh saturates: a mid-grey ground
+# would ask the generator to hold an exact value everywhere, which it learns by ignoring z.
 COLOURS = {
-    "red": (220, 50, 47),
-    "green": (60, 180, 75),
-    "blue": (40, 90, 230),
-    "yellow": (250, 210, 40),
-    "magenta": (220, 60, 200),
-    "cyan": (50, 205, 215),
-    "orange": (250, 140, 30),
-    "white": (245, 245, 245),
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "magenta": (255, 0, 255),
+    "cyan": (0, 255, 255),
+    "white": (255, 255, 255),
+    "orange": (255, 128, 0),
 }
 DEFAULT_CLASSES = 6
-GROUND = (128, 128, 128)
-DARK = (25, 25, 25)
+GROUND = (0, 0, 0)
 
 
 def layout(image_size: int, cells: int) -> tuple[int, tuple[int, int], tuple[int, int]]:
@@ -49,7 +49,7 @@ def layout(image_size: int, cells: int) -> tuple[int, tuple[int, int], tuple[int
 def patterns(indices: tf.Tensor, seed: int, cells: int) -> tf.Tensor:
     """Returns the patterns of these examples, bool `[B, cells, cells]`, a function of (seed, index).
 
-    Never all light or all dark: a tile without contrast would show no pattern to agree on.
+    True is a cell of the class's colour. Never all or none: such a tile would show no pattern to agree on.
     """
     size = [cells * cells]
     bits = (
@@ -72,14 +72,14 @@ def render(bits: tf.Tensor, classes: tf.Tensor, image_size: int) -> tf.Tensor:
     """Draws images, float32 `[B, image_size, image_size, 3]` in [-1, 1], with both tiles of these patterns.
 
     Args:
-      bits: bool `[B, cells, cells]`, light cells.
+      bits: bool `[B, cells, cells]`, the coloured cells.
       classes: int `[B]`.
       image_size: in pixels.
     """
     cells = bits.shape[1]
     cell, *corners = layout(image_size, cells)
     colours = tf.gather(tf.constant(list(COLOURS.values()), tf.float32), classes)[:, None, None, :]
-    tile = tf.where(bits[..., None], colours, tf.constant(DARK, tf.float32))
+    tile = tf.where(bits[..., None], colours, tf.constant(GROUND, tf.float32))
     tile = tf.repeat(tf.repeat(tile, cell, axis=1), cell, axis=2)  # [B, side, side, 3]
     side = cell * cells
     ground = tf.constant(GROUND, tf.float32)
@@ -121,7 +121,7 @@ def agreement(images, labels=None, cells: int = 3) -> float:
             total = sum(np.abs(row - b).mean(axis=1).sum() for row in a) - twins[labels == label].sum()
             others += total / (len(a) - 1)
             own += twins[labels == label].sum()
-    return 1.0 - own / others if others > 1e-6 * len(first) else 0.0
+    return float(1.0 - own / others) if others > 1e-6 * len(first) else 0.0
 
 
 class TwinsSource:
