@@ -67,8 +67,9 @@ class Config:
         "twins",
         "Data",
         "Training images: twins (generated), folder:PATH, tfrecord:GLOB, or tfds:NAME.",
+        free=True,
     )
-    data_split: str = _setting("train", "Data", "Split to train on, for tfds:NAME (slices such as train[:50%] work).")
+    data_split: str = _setting("train", "Data", "Split to train on, for tfds:NAME (slices such as train[:50%] work).", free=True)
     data_dir: str = _setting("", "Data", "Directory of the prepared TFDS data; empty: its own default.", free=True)
     image_size: int = _setting(128, "Data", "Height and width of the images, in pixels.", choices=tuple(ATTENTION_RESOLUTIONS))
     num_classes: int = _setting(-1, "Data", "Classes to condition on; 0: unconditional; -1: as many as the dataset has.")

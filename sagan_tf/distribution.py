@@ -44,7 +44,7 @@ def replicas(config: Config) -> tf.distribute.Strategy:
             tf.config.experimental_connect_to_cluster(resolver)
             tf.tpu.experimental.initialize_tpu_system(resolver)
             return tf.distribute.TPUStrategy(resolver)
-        except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"No TPU answers at --tpu={config.tpu or 'local'} ({reason}).") from error
     if config.distribution == "multi_worker":

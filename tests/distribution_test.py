@@ -43,9 +43,38 @@ class Run:
         config = small(**settings)
         self.trainer = Trainer(config, strategy_of(replicas))
         self.trainer.generator.get_layer("attention").gamma.assign(0.5)
-        source = data.open_source(config)
-        self.metrics = self.trainer.train(batches(self.trainer, source), tf.constant(STEPS)).numpy()
-        self.state = {name: np.array(variable) for name, variable in self.trainer.state().items()}
+        iterator = batches(self.trainer, data.open_source(config))
+        first = self.trainer.train(iterator, tf.constant(1)).numpy()
+        self.state_after_one_step = self.state()
+        self.metrics = np.concatenate([first, self.trainer.train(iterator, tf.constant(STEPS - 1)).numpy()])
+        self.final_state = self.state()
+
+    def state(self):
+        return {name: np.array(variable) for name, variable in self.trainer.state().items()}
+
+
+def assert_close(actual, expected, tolerance):
+    """Every variable within a part of its own largest entry.
+
+    The biases before a batch norm have a true gradient of zero, so Adam's slots may also differ by a
+    part of the norm of all slots of their kind.
+    """
+    assert set(actual) == set(expected)
+    kinds = {name: (name.split("/")[0], name.rsplit("_", 1)[-1]) for name in expected}
+    wrong = {}
+    for name, value in expected.items():
+        allowed = tolerance * np.max(np.abs(value))
+        if name.endswith(("_momentum", "_velocity")):
+            same_kind = [np.sum(np.square(expected[other])) for other in expected if kinds[other] == kinds[name]]
+            allowed += 0.1 * tolerance * np.sqrt(np.sum(same_kind))
+        difference = np.max(np.abs(actual[name] - value))
+        if difference > max(allowed, tolerance * 1e-3):
+            wrong[name] = (difference, allowed)
+    assert not wrong
+
+
+def weights(state):
+    return {name: value for name, value in state.items() if not name.endswith(("_momentum", "_velocity"))}
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +88,10 @@ class AgreementTest:
         run = Run(replicas)
         losses = [METRICS.index(name) for name in METRICS if "norm" not in name]
         np.testing.assert_allclose(run.metrics[:, losses], one_device.metrics[:, losses], rtol=2e-4, atol=2e-5)
-        assert set(run.state) == set(one_device.state)
-        for name, value in one_device.state.items():
-            scale = max(np.max(np.abs(value)), 1e-3)
-            np.testing.assert_allclose(run.state[name], value, rtol=0, atol=1e-4 * scale, err_msg=name)
+        # With beta1 = 0, Adam's momentum is the gradient itself: after one step the replicas' mean gradient is compared.
+        assert_close(run.state_after_one_step, one_device.state_after_one_step, 1e-4)
+        # Later gradients pass by kinks (ReLU, max-pool) that a rounding error may flip; losses and weights hardly notice.
+        assert_close(weights(run.final_state), weights(one_device.final_state), 1e-4)
         for name, variable in run.trainer.state().items():
             copies = getattr(getattr(variable, "value", variable), "values", None)
             if copies is not None and callable(getattr(variable, "assign", None)):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,16 +92,17 @@ class TrainTest:
 
     def test_interrupted_run_resumes_to_the_same_bits(self, trained, tmp_path):
         """Stopped in between (SIGKILL after a checkpoint) and continued, every variable is the same."""
-        flags = [*TINY, "--ema_decay=0.5", "--save_checkpoint_steps=2", f"--model_dir={tmp_path}"]
+        flags = [*TINY, "--ema_decay=0.5", "--save_checkpoint_steps=2", "--keep_checkpoints=1000", f"--model_dir={tmp_path}"]
         process = subprocess.Popen([sys.executable, "-m", "sagan_tf.train", *flags, "--train_steps=1000000"])
         while not [step for step in Checkpoints(str(tmp_path)).steps() if step]:
             assert process.poll() is None
             time.sleep(0.05)
         process.kill()
         process.wait()
-        reached = Checkpoints(str(tmp_path)).steps()[-1]
-        if reached > 8:  # The machine was faster than the signal: go back to the checkpoint before the end.
-            pytest.skip("the run passed the step to compare before it could be killed")
+        # A fast machine may have gone further than step 8: what is there of later steps is removed.
+        for step in [step for step in Checkpoints(str(tmp_path)).steps() if step > 6]:
+            shutil.rmtree(tmp_path / "checkpoints" / str(step))
+        assert Checkpoints(str(tmp_path)).steps()[-1] > 0
         result = command("train", f"--model_dir={tmp_path}", "--train_steps=8")
         assert result.returncode == 0, result.stderr
         assert_same(trained[0], tmp_path, 8)
@@ -158,7 +160,7 @@ class RefusalTest:
             (["--dataset=nonsense"], "none of twins, folder:PATH"),
             (["--batch_size=x"], "--batch_size"),
             (["--no_such_flag=1"], "no_such_flag"),
-            (["--num_classes=3"], "has 6 classes"),
+            (["--num_classes=9"], "at most 8 classes"),
             (["--flagfile=/no/such/file.cfg"], "/no/such/file.cfg"),
             (["--tpu=nowhere", "--distribution=tpu"], "TPU"),
         ],

@@ -9,32 +9,42 @@ cropped to its centre square, resized with Pillow's bilinear filter, and stored 
 """
 
 import concurrent.futures
+import hashlib
 import json
 import multiprocessing
 import os
 import random
+import signal
 import sys
+import threading
+from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from sagan_tf import cli  # isort: skip  # noqa: F401  (imports TensorFlow without its start-up notes)
 
+import tensorflow as tf
 from absl import app, flags
 from tqdm import tqdm
 
 from sagan_tf.checkpoints import write_file
 from sagan_tf.data import images
-from sagan_tf.data.tfrecord import CLASSES_FILE, MANIFEST_FILE
+from sagan_tf.data.records import reason
+from sagan_tf.data.tfrecord import CLASSES_FILE, MANIFEST_FILE, SKIPPED_FILE
 from sagan_tf.errors import UserError
 
 FLAGS = flags.FLAGS
-SKIPPED_FILE = "skipped.txt"
+# What shells report for a command ended by SIGINT.
+EXIT_INTERRUPTED = 130
 
-flags.DEFINE_string("input", "", "Folder of images: a subfolder per class, or flat.")
-flags.DEFINE_string("output", "", "Directory to write the records to.")
-flags.DEFINE_integer("size", 128, "Height and width of the stored images, in pixels.", lower_bound=1)
-flags.DEFINE_integer("shards", 0, "Files to write; 0: one for every 1,024 images.", lower_bound=0)
-flags.DEFINE_integer("workers", 0, "Processes to work in; 0: one per core.", lower_bound=0)
-flags.DEFINE_integer("seed", 0, "Seed of the order in which images are spread over the shards.", lower_bound=0)
-flags.DEFINE_boolean("skip_errors", False, f"Skip images that cannot be read, and list them in {SKIPPED_FILE}.")
+
+def define_flags() -> None:
+    """Defines the flags of this tool."""
+    flags.DEFINE_string("input", "", "Folder of images: a subfolder per class, or flat.")
+    flags.DEFINE_string("output", "", "Directory to write the records to.")
+    flags.DEFINE_integer("size", 128, "Height and width of the stored images, in pixels.", lower_bound=1)
+    flags.DEFINE_integer("shards", 0, "Files to write; 0: one for every 1,024 images.", lower_bound=0)
+    flags.DEFINE_integer("workers", 0, "Processes to work in; 0: one per core.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Seed of the order in which images are spread over the shards.", lower_bound=0)
+    flags.DEFINE_boolean("skip_errors", False, f"Skip images that cannot be read, and list them in {SKIPPED_FILE}.")
 
 
 def write_shard(path: str, examples: list[tuple[str, int]], size: int, skip_errors: bool) -> tuple[int, list[str]]:
@@ -50,9 +60,9 @@ def write_shard(path: str, examples: list[tuple[str, int]], size: int, skip_erro
       How many records it holds, and a line for each image skipped.
 
     Raises:
-      UserError: naming the first image that cannot be read, unless `skip_errors`.
+      UserError: naming the first image that cannot be read, unless `skip_errors`, or the shard that
+        cannot be written.
     """
-    import tensorflow as tf
 
     def feature(value: "bytes | int") -> tf.train.Feature:
         if isinstance(value, bytes):
@@ -61,23 +71,26 @@ def write_shard(path: str, examples: list[tuple[str, int]], size: int, skip_erro
 
     skipped = []
     temporary = f"{path}.tmp"
-    with tf.io.TFRecordWriter(temporary) as writer:
-        for file, label in examples:
-            try:
-                pixels = images.preprocess(file, size)
-            except images.DECODE_ERRORS as error:
-                if not skip_errors:
-                    message = f"{file} cannot be read as an image ({error}): repair or remove it, or pass --skip_errors."
-                    raise UserError(message) from error
-                skipped.append(f"{file}: {error}")
-                continue
-            features = {
-                "image_raw": feature(pixels.tobytes()),
-                "label": feature(label),
-                "filename": feature(os.path.basename(file).encode()),
-            }
-            writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
-    os.replace(temporary, path)
+    try:
+        with tf.io.TFRecordWriter(temporary) as writer:
+            for file, label in examples:
+                try:
+                    pixels = images.preprocess(file, size)
+                except images.DECODE_ERRORS as error:
+                    if not skip_errors:
+                        message = f"{file} cannot be read as an image ({error}): repair or remove it, or pass --skip_errors."
+                        raise UserError(message) from error
+                    skipped.append(f"{file}: {error}")
+                    continue
+                features = {
+                    "image_raw": feature(pixels.tobytes()),
+                    "label": feature(label),
+                    "filename": feature(os.fsencode(os.path.basename(file))),
+                }
+                writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+        os.replace(temporary, path)
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(f"{path} cannot be written ({reason(error)}): see that there is space, and run again.") from error
     return len(examples) - len(skipped), skipped
 
 
@@ -98,6 +111,56 @@ def plan(folder: str, shards: int, seed: int) -> tuple[dict[str, list[tuple[str,
     return {name: examples[number::shards] for number, name in enumerate(names)}, class_names
 
 
+def _digest(content: dict[str, list[tuple[str, int]]], folder: str) -> str:
+    """Returns a number for the names and labels of the images, so that a changed folder is noticed."""
+    digest = hashlib.sha256()
+    for name, examples in content.items():
+        digest.update(repr((name, [(os.path.relpath(file, folder), label) for file, label in examples])).encode())
+    return digest.hexdigest()[:16]
+
+
+def _begin(output: str, options: dict[str, Any], class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the manifest of the output directory, a new one or that of the run to go on with.
+
+    Raises:
+      UserError: if the directory cannot be written, or holds records made with other settings.
+    """
+    manifest = {"complete": False, "examples": 0, "options": options, "classes": len(class_names), "shards": {}, "skipped": []}
+    try:
+        os.makedirs(output, exist_ok=True)
+        if os.path.exists(os.path.join(output, MANIFEST_FILE)):
+            manifest |= _finished(output, options)
+        _write_manifest(output, manifest)
+        write_file(os.path.join(output, CLASSES_FILE), "".join(f"{name}\n" for name in class_names))
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written ({error.strerror}): choose another.") from error
+    return manifest
+
+
+def _finished(output: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the shards that an earlier run with the same options finished, and the images it skipped."""
+    path = os.path.join(output, MANIFEST_FILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        before = {key: found["options"].get(key) for key in options}
+        shards = {name: int(count) for name, count in found["shards"].items() if os.path.exists(os.path.join(output, name))}
+        skipped = list(found["skipped"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): remove the directory and start again.") from error
+    changed = [f"{key} {before[key]}, not {options[key]}" for key in options if before[key] != options[key]]
+    if changed:
+        raise UserError(f"--output={output} holds records made with other settings ({changed[0]}): choose another.")
+    return {"shards": shards, "skipped": skipped}
+
+
+def _write_manifest(output: str, manifest: dict[str, Any]) -> None:
+    manifest["shards"] = dict(sorted(manifest["shards"].items()))
+    manifest["skipped"] = sorted(set(manifest["skipped"]))
+    manifest["examples"] = sum(manifest["shards"].values())
+    write_file(os.path.join(output, MANIFEST_FILE), json.dumps(manifest, indent=2) + "\n")
+
+
 def make(folder: str, output: str, size: int, shards: int = 0, workers: int = 0, seed: int = 0, skip_errors: bool = False) -> int:
     """Writes the records that are not there yet, and returns how many there are in all.
 
@@ -105,61 +168,78 @@ def make(folder: str, output: str, size: int, shards: int = 0, workers: int = 0,
       UserError: if the folder or an image cannot be read, the output cannot be written, or holds
         records made with other settings.
     """
+    folder, output = os.path.abspath(os.path.expanduser(folder)), os.path.expanduser(output)
     content, class_names = plan(folder, shards, seed)
     images_in_all = sum(map(len, content.values()))
-    options = {"input": os.path.abspath(folder), "images": images_in_all, "size": size, "shards": len(content), "seed": seed}
-    manifest_path = os.path.join(output, MANIFEST_FILE)
-    manifest = {"complete": False, "options": options, "classes": len(class_names), "shards": {}, "skipped": []}
+    options = {"input": folder, "images": images_in_all, "digest of names": _digest(content, folder)}
+    options |= {"size": size, "shards": len(content), "seed": seed}
+    manifest = _begin(output, options, class_names)
+    todo = {name: examples for name, examples in content.items() if name not in manifest["shards"]}
     try:
-        os.makedirs(output, exist_ok=True)
-        if os.path.exists(manifest_path):
-            with open(manifest_path, encoding="utf-8") as file:
-                manifest = json.load(file)
-            if manifest["options"] != options:
-                changed = [
-                    f"{key} {manifest['options'].get(key)}" for key in options if manifest["options"].get(key) != options[key]
-                ]
-                raise UserError(f"--output={output} holds records made with other settings ({', '.join(changed)}): choose another.")
-        write_file(manifest_path, json.dumps(manifest, indent=2) + "\n")
-        write_file(os.path.join(output, CLASSES_FILE), "".join(f"{name}\n" for name in class_names))
+        if todo:
+            _write_shards(todo, images_in_all, output, manifest, size, workers or os.cpu_count() or 1, skip_errors)
+        manifest["complete"] = True
+        _write_manifest(output, manifest)
+        if manifest["skipped"]:
+            write_file(os.path.join(output, SKIPPED_FILE), "".join(f"{line}\n" for line in manifest["skipped"]))
     except OSError as error:
-        raise UserError(f"--output={output} cannot be written ({error.strerror}): choose another.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{manifest_path} cannot be read ({error}): remove the directory and start again.") from error
+        raise UserError(f"--output={output} cannot be written ({error.strerror}): free some space and run again.") from error
+    return manifest["examples"]
 
-    done = {name for name in manifest["shards"] if os.path.exists(os.path.join(output, name))}
-    # spawn: TensorFlow, once imported, does not survive a fork.
-    context = multiprocessing.get_context("spawn")
+
+def _write_shards(
+    todo: dict[str, list[tuple[str, int]]],
+    images_in_all: int,
+    output: str,
+    manifest: dict[str, Any],
+    size: int,
+    workers: int,
+    skip_errors: bool,
+) -> None:
+    """Writes shards in parallel processes, and notes each in the manifest when it is whole."""
+    done = images_in_all - sum(map(len, todo.values()))
     with (
-        concurrent.futures.ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool,
-        tqdm(total=images_in_all, unit="image", disable=None) as bar,
+        _executor(min(workers, len(todo))) as pool,
+        tqdm(total=images_in_all, initial=done, unit="image", disable=None) as bar,
     ):
-        bar.update(sum(len(content[name]) for name in done))
         futures = {
             pool.submit(write_shard, os.path.join(output, name), examples, size, skip_errors): name
-            for name, examples in content.items()
-            if name not in done
+            for name, examples in todo.items()
         }
         try:
             for future in concurrent.futures.as_completed(futures):
                 name = futures[future]
-                count, skipped = future.result()
-                manifest["shards"][name] = count
+                manifest["shards"][name], skipped = future.result()
                 manifest["skipped"] += skipped
-                write_file(manifest_path, json.dumps(manifest, indent=2) + "\n")
-                bar.update(len(content[name]))
-        except OSError as error:
-            raise UserError(f"--output={output} cannot be written ({error.strerror}): free some space and run again.") from error
+                _write_manifest(output, manifest)
+                bar.update(len(todo[name]))
+        except concurrent.futures.BrokenExecutor as error:
+            raise UserError(
+                "A worker process was killed (out of memory?): run the same command again, with fewer --workers; it goes on "
+                "where it stopped."
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
-    manifest["complete"] = True
-    manifest["shards"] = dict(sorted(manifest["shards"].items()))
-    write_file(manifest_path, json.dumps(manifest, indent=2) + "\n")
-    if manifest["skipped"]:
-        write_file(os.path.join(output, SKIPPED_FILE), "".join(f"{line}\n" for line in sorted(manifest["skipped"])))
-    return sum(manifest["shards"].values())
+
+
+def _executor(workers: int) -> concurrent.futures.Executor:
+    """Returns what the shards are written in: processes, or a thread of this one where one worker is enough."""
+    if workers == 1:
+        return concurrent.futures.ThreadPoolExecutor(1)
+    # spawn: TensorFlow, once imported, does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    """Leaves Ctrl-C to the parent process, and ends with it even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with(parent):
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with, args=[multiprocessing.parent_process()], daemon=True).start()
 
 
 def main(argv: list[str]) -> None:
@@ -173,8 +253,12 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on with the shards that are missing.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     print(f"{count} records in {FLAGS.output}; train on them with --dataset='tfrecord:{FLAGS.output}/*.tfrecord'.")
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

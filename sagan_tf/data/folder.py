@@ -1,9 +1,10 @@
 """`folder:PATH`: image files, a subfolder per class, or flat for unconditional training."""
 
+import numpy as np
 import tensorflow as tf
 
 from sagan_tf.data import images
-from sagan_tf.data.loading import CorruptExample, Loader, to_images
+from sagan_tf.data.loading import CorruptExample, Loader
 from sagan_tf.errors import UserError
 
 
@@ -27,9 +28,9 @@ class FolderSource:
         self.num_examples = len(self.paths)
         self.num_classes = len(self.class_names)
         self._image_size = image_size
-        self._loader = Loader(self._load, (tf.uint8, tf.int32), self.num_examples, max_corrupt)
+        self._loader = Loader(self._load, image_size, self.num_examples, max_corrupt)
 
-    def _load(self, index: int) -> tuple:
+    def _load(self, index: int) -> tuple[np.ndarray, int]:
         try:
             return images.preprocess(self.paths[index], self._image_size), self._labels[index]
         except images.DECODE_ERRORS as error:
@@ -37,5 +38,4 @@ class FolderSource:
 
     def examples(self, indices: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the examples of these indices, `{"images", "labels"}`."""
-        pixels, labels = self._loader(indices)
-        return {"images": to_images(pixels, self._image_size), "labels": labels}
+        return self._loader(indices)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -9,7 +10,17 @@ from PIL import Image, ImageOps
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 # Where a corrupt file or record ends: too many kinds of exception to tell apart.
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    SyntaxError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 def preprocess(file: "str | os.PathLike | bytes", size: int) -> np.ndarray:
@@ -26,10 +37,12 @@ def preprocess(file: "str | os.PathLike | bytes", size: int) -> np.ndarray:
       uint8 `[size, size, 3]`.
 
     Raises:
-      OSError, ValueError, SyntaxError: if it cannot be decoded (`DECODE_ERRORS`).
+      DECODE_ERRORS: one of them, if it cannot be decoded.
     """
     with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
         image = ImageOps.exif_transpose(image)
+        if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey: Pillow's own conversion would clip it to white.
+            image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -53,29 +66,41 @@ def list_folder(path: str) -> tuple[list[str], list[int], tuple[str, ...]]:
       Paths in sorted order, their labels (all 0 if flat), and the class names (none if flat).
 
     Raises:
-      ValueError: in a sentence, if the folder is missing, empty, or partly flat.
+      ValueError: in a sentence, if the folder is missing, unreadable, empty, or partly flat.
     """
-    if not os.path.isdir(path):
-        raise ValueError(f"The image folder {path} does not exist.")
-    entries = sorted(entry for entry in os.listdir(path) if not entry.startswith("."))
-    classes = [entry for entry in entries if os.path.isdir(os.path.join(path, entry))]
-    flat = [os.path.join(path, entry) for entry in entries if entry.lower().endswith(EXTENSIONS)]
+    path = os.path.expanduser(path)
+    try:
+        with os.scandir(path) as entries:
+            is_folder = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
+        classes = sorted(name for name in is_folder if is_folder[name])
+        flat = [os.path.join(path, name) for name in sorted(is_folder) if not is_folder[name] and _is_image(name)]
+        inside = [_walk(os.path.join(path, name)) for name in classes]
+    except NotADirectoryError as error:
+        raise ValueError(f"The image folder {error.filename} is a file: name the folder that holds it.") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"The image folder {error.filename} does not exist: check the path.") from error
+    except OSError as error:
+        raise ValueError(f"The image folder {error.filename} cannot be read ({error.strerror}): check the path.") from error
     if classes and flat:
         raise ValueError(f"The folder {path} holds both images and class folders: move the images into a class folder.")
-    if not classes:
-        if not flat:
-            raise ValueError(f"The folder {path} holds no images ({', '.join(EXTENSIONS)}) and no class folders.")
-        return flat, [0] * len(flat), ()
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = [
-            os.path.join(parent, file)
-            for parent, folders, files in sorted(os.walk(os.path.join(path, name)))
-            for file in sorted(files)
-            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-        ]
+    if not classes and not flat:
+        raise ValueError(f"The folder {path} holds no images ({', '.join(EXTENSIONS)}) and no class folders: name another.")
+    for name, found in zip(classes, inside, strict=True):
         if not found:
             raise ValueError(f"The class folder {os.path.join(path, name)} holds no images: remove it or fill it.")
-        paths += found
-        labels += [label] * len(found)
-    return paths, labels, tuple(classes)
+    labels = [label for label, found in enumerate(inside) for _ in found] or [0] * len(flat)
+    return flat + [file for found in inside for file in found], labels, tuple(classes)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def _walk(path: str) -> list[str]:
+    """Returns the image files at any depth below a folder, in sorted order."""
+
+    def fail(error: OSError):
+        raise error
+
+    walk = sorted(os.walk(path, onerror=fail))
+    return [os.path.join(parent, name) for parent, _, names in walk for name in sorted(names) if _is_image(name)]

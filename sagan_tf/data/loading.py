@@ -1,5 +1,6 @@
 """Reading examples in Python from within `tf.data`: errors as sentences, and corrupt examples."""
 
+import itertools
 import re
 import threading
 from collections.abc import Callable
@@ -19,7 +20,7 @@ class CorruptExample(Exception):
 
 def data_error(message: str) -> UserError:
     """Returns an error that `recover` finds again after TensorFlow has wrapped it."""
-    return UserError(f"{_MARK}{message}")
+    return UserError(_MARK + " ".join(message.split()))
 
 
 def recover(error: Exception) -> UserError | None:
@@ -32,66 +33,55 @@ class Loader:
     """Reads batches of examples through a Python function, one example at a time.
 
     Args:
-      load: takes an index and returns the parts of one example; raises `CorruptExample`.
-      types: TensorFlow type of each part; batches of it are stacked.
+      load: takes an index and returns pixels, uint8 `[S, S, 3]` or `[S * S * 3]`, and a label;
+        raises `CorruptExample`, or a `data_error` for what no example should be.
+      image_size: S, in pixels.
       num_examples: how many there are.
       max_corrupt: so many corrupt examples are passed over for the next good one, and reported;
         the one after ends the run.
     """
 
-    def __init__(self, load: Callable[[int], tuple], types: tuple, num_examples: int, max_corrupt: int):
+    def __init__(self, load: Callable[[int], tuple[np.ndarray, int]], image_size: int, num_examples: int, max_corrupt: int):
         self._load = load
-        self._types = types
+        self._image_size = image_size
         self._num_examples = num_examples
         self._max_corrupt = max_corrupt
         self._corrupt: set[int] = set()
         self._lock = threading.Lock()
 
-    def __call__(self, indices: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the parts of these examples, each with a leading dimension `[B]`."""
+    def __call__(self, indices: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns `images` float32 `[B, S, S, 3]` in [-1, 1] and `labels` int32 `[B]` of these examples."""
 
-        def read(indices: np.ndarray) -> list[np.ndarray]:
-            parts = zip(*(self._good(int(index)) for index in indices), strict=True)
-            return [
-                np.array(part, dtype=object if kind == tf.string else kind.as_numpy_dtype)
-                for part, kind in zip(parts, self._types, strict=True)
-            ]
+        def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            pixels, labels = zip(*(self._good(int(index)) for index in indices), strict=True)
+            return np.array(pixels, np.uint8), np.array(labels, np.int64)
 
-        return tf.numpy_function(read, [indices], self._types, stateful=False)
+        pixels, labels = tf.numpy_function(read, [indices], (tf.uint8, tf.int64), stateful=False)
+        pixels = tf.reshape(pixels, [-1, self._image_size, self._image_size, 3])
+        images = tf.cast(pixels, tf.float32) * (2.0 / 255.0) - 1.0
+        return {"images": images, "labels": tf.cast(tf.ensure_shape(labels, [None]), tf.int32)}
 
-    def _good(self, index: int) -> tuple:
-        while True:
-            if index not in self._corrupt:
+    def _good(self, index: int) -> tuple[np.ndarray, int]:
+        """Returns the example of this index, or the first after it that can be read."""
+        for candidate in itertools.chain(range(index, self._num_examples), range(index)):
+            if candidate not in self._corrupt:
                 try:
-                    return self._load(index)
+                    return self._load(candidate)
                 except CorruptExample as error:
-                    self._count(index, error)
-            index = (index + 1) % self._num_examples
+                    self._report(candidate, error)
+        raise data_error(f"None of the {self._num_examples} examples can be read.")
 
-    def _count(self, index: int, error: CorruptExample) -> None:
+    def _report(self, index: int, error: CorruptExample) -> None:
+        """Counts a corrupt example, and ends the run if that is one too many."""
         with self._lock:
+            if index in self._corrupt:
+                return  # Another thread met it at the same time.
             self._corrupt.add(index)
             count = len(self._corrupt)
-        if count > self._max_corrupt or count == self._num_examples:
-            seen = f"; that is more than --skip_corrupt_records={self._max_corrupt} allows" if self._max_corrupt else ""
-            remedy = "repair or remove it" + ("" if self._max_corrupt else ", or allow some with --skip_corrupt_records=N")
-            raise data_error(f"{error}{seen}: {remedy}.")
+        if count > self._max_corrupt:
+            if self._max_corrupt:
+                raise data_error(
+                    f"{error}; that is more than --skip_corrupt_records={self._max_corrupt} allows: repair or remove it."
+                )
+            raise data_error(f"{error}: repair or remove it, or allow some with --skip_corrupt_records=N.")
         logging.warning("Passing over %s (%d of at most %d).", error, count, self._max_corrupt)
-
-
-def require(ok: tf.Tensor, indices: tf.Tensor, describe: Callable[[int], str]) -> tf.Operation:
-    """Fails with `describe(index)` of the first example that is not ok; both `[B]`."""
-
-    def fail(ok: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        raise data_error(describe(int(indices[np.argmin(ok)])))
-
-    def failing() -> tf.Tensor:
-        return tf.numpy_function(fail, [ok, indices], tf.bool)
-
-    return tf.cond(tf.reduce_all(ok), lambda: True, failing)
-
-
-def to_images(pixels: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns uint8 pixels `[B, size * size * 3]` or `[B, size, size, 3]` as float32 images in [-1, 1]."""
-    pixels = tf.reshape(pixels, [-1, size, size, 3])
-    return tf.cast(pixels, tf.float32) * (2.0 / 255.0) - 1.0

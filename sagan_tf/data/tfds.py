@@ -3,11 +3,12 @@
 import os
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from sagan_tf.config import Config
 from sagan_tf.data import images
-from sagan_tf.data.loading import CorruptExample, Loader, require, to_images
+from sagan_tf.data.loading import CorruptExample, Loader, data_error
 from sagan_tf.data.records import RecordFiles
 from sagan_tf.errors import UserError
 
@@ -40,10 +41,10 @@ class TFDSSource:
                 f'python -c "import tensorflow_datasets as tfds; tfds.load({name!r}{option})"'
             )
         features = builder.info.features
-        self._image_key = _key(features, tfds.features.Image)
-        self._label_key = _key(features, tfds.features.ClassLabel)
+        self._image_key = _key(features, "image", tfds.features.Image)
+        self._label_key = _key(features, "label", tfds.features.ClassLabel)
         if not self._image_key:
-            raise UserError(f"--dataset=tfds:{name} has no image feature; it has {', '.join(features)}.")
+            raise UserError(f"--dataset=tfds:{name} has no images, only {', '.join(features)}: choose another.")
         self.class_names = tuple(features[self._label_key].names or ()) if self._label_key else ()
         self.num_classes = features[self._label_key].num_classes or 0 if self._label_key else 0
         try:
@@ -53,46 +54,48 @@ class TFDSSource:
                 f"--data_split={config.data_split} is none of tfds:{name}: {', '.join(builder.info.splits)}."
             ) from error
         self._image_size = config.image_size
+        self._label_end = self.num_classes if config.num_classes else None  # Without classes, no label is looked at.
         self.num_examples = split.num_examples
         if not self.num_examples:
             raise UserError(f"--data_split={config.data_split} of tfds:{name} is empty.")
         decoders = {self._image_key: tfds.decode.SkipDecoding()}
+        self._where: Callable[[int], str] = f"example {{}} of {config.data_split} of tfds:{name}".format
         if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
-            self._read = _record_reader(split, features, decoders)
+            records = _record_files(split)
+            self._where = records.where
+            self._read = lambda index: features.deserialize_example_np(records.read(index), decoders=decoders)
         else:
-            source = builder.as_data_source(split=config.data_split, decoders=decoders)
-            self._read = source.__getitem__
-        self._loader = Loader(self._load, (tf.uint8, tf.int64), self.num_examples, config.skip_corrupt_records)
+            self._read = builder.as_data_source(split=config.data_split, decoders=decoders).__getitem__
+        self._loader = Loader(self._load, config.image_size, self.num_examples, config.skip_corrupt_records)
 
-    def _load(self, index: int) -> tuple:
+    def _load(self, index: int) -> tuple[np.ndarray, int]:
         example = self._read(index)
+        label = int(example[self._label_key]) if self._label_key else 0
+        # Test splits often carry -1 for an unknown label.
+        if self._label_end and not 0 <= label < self._label_end:
+            raise data_error(
+                f"{self._where(index)} has label {label}, outside 0 to {self._label_end - 1}: choose a labelled "
+                "--data_split, or --num_classes=0."
+            )
         try:
-            pixels = images.preprocess(bytes(example[self._image_key]), self._image_size)
+            return images.preprocess(bytes(example[self._image_key]), self._image_size), label
         except images.DECODE_ERRORS as error:
-            raise CorruptExample(f"example {index} holds no image that can be read ({error})") from error
-        return pixels, int(example[self._label_key]) if self._label_key else 0
+            raise CorruptExample(f"{self._where(index)} holds no image that can be read ({error})") from error
 
     def examples(self, indices: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the examples of these indices, `{"images", "labels"}`."""
-        pixels, labels = self._loader(indices)
-        if self.num_classes:
-            # Test splits often carry -1 for an unknown label.
-            ok = (labels >= 0) & (labels < self.num_classes)
-            message = "example {} has a label outside 0 to {}: choose a labelled --data_split, or --num_classes=0."
-            with tf.control_dependencies([require(ok, indices, lambda i: message.format(i, self.num_classes - 1))]):
-                labels = tf.identity(labels)
-        return {"images": to_images(pixels, self._image_size), "labels": tf.cast(labels, tf.int32)}
+        return self._loader(indices)
 
 
-def _key(features, kind: type) -> str | None:
-    """Returns the name of the first feature of a kind."""
-    return next((name for name, feature in features.items() if isinstance(feature, kind)), None)
+def _key(features, usual: str, kind: type) -> str | None:
+    """Returns the name of the feature of a kind: the usual one, or the first."""
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    return usual if usual in found else next(iter(found), None)
 
 
-def _record_reader(split, features, decoders) -> Callable[[int], dict]:
-    """Returns a function from index to example over the TFRecord files of a split."""
+def _record_files(split) -> RecordFiles:
+    """Returns the records of a split, or of a slice of one."""
     parts = split.file_instructions
     ends = [None if part.take == -1 else part.skip + part.take for part in parts]
     slices = [slice(part.skip, end) for part, end in zip(parts, ends, strict=True)]
-    records = RecordFiles([os.fspath(part.filename) for part in parts], slices)
-    return lambda index: features.deserialize_example_np(records.read(index), decoders=decoders)
+    return RecordFiles([os.fspath(part.filename) for part in parts], slices)
