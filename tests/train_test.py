@@ -141,6 +141,60 @@ class SampleTest:
         assert "does not exist" in refused("sample", f"--model_dir={tmp_path}/none", "--output=x.png")
 
 
+class EvaluateTest:
+    FLAGS = ("--classifier=embedded", "--num_samples=60", "--real_images=80", "--eval_batch_size=30")
+
+    def records(self, model_dir):
+        with open(model_dir / "metrics.jsonl", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    @pytest.fixture(scope="class")
+    def watched(self, trained):
+        """The run after `--watch` has met its last checkpoint, and ended by itself."""
+        result = command("evaluate", f"--model_dir={trained[0]}", *self.FLAGS, "--watch", "--intra_fid_samples=10")
+        assert result.returncode == 0, result.stderr
+        return trained[0], result
+
+    def test_watch_records_and_keeps_the_best(self, watched):
+        model_dir, result = watched
+        (record,) = self.records(model_dir)
+        assert record["step"] == 8
+        assert {"fid", "inception_score", "intra_fid", "kid", "precision"} <= set(record["values"])
+        assert record["protocol"]["use_ema"] is True
+        assert "note: 60 generated images are no more than the 64 features" in result.stdout
+        assert Checkpoints(str(model_dir)).pinned() == {8}
+
+    def test_again_gives_the_same_values(self, watched):
+        model_dir, _ = watched
+        result = command("evaluate", f"--model_dir={model_dir}", *self.FLAGS, "--intra_fid_samples=10")
+        assert result.returncode == 0, result.stderr
+        first, second = self.records(model_dir)[:2]
+        assert first["protocol"] == second["protocol"]
+        for name, value in first["values"].items():
+            np.testing.assert_allclose(second["values"][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+    def test_folder_of_images(self, watched, tmp_path):
+        model_dir, _ = watched
+        result = command("sample", f"--model_dir={model_dir}", f"--output={tmp_path}/images", "--samples_per_class=10")
+        assert result.returncode == 0, result.stderr
+        count = len(self.records(model_dir))
+        result = command("evaluate", f"--model_dir={model_dir}", *self.FLAGS, f"--images={tmp_path}/images")
+        assert result.returncode == 0, result.stderr
+        assert f"{tmp_path}/images" in result.stdout
+        assert len(self.records(model_dir)) == count
+        message = refused("evaluate", f"--model_dir={model_dir}", *self.FLAGS, "--num_samples=61", f"--images={tmp_path}/images")
+        assert "holds 60 images, fewer than the 61" in message
+
+    def test_classifier_source_is_told_without_a_run(self):
+        result = command("evaluate", "--print_classifier_source")
+        assert result.returncode == 0
+        assert "tfhub.dev/tensorflow/tfgan/eval/inception/1" in result.stdout
+        assert "TFHUB_CACHE_DIR" in result.stdout
+
+    def test_unknown_classifier_is_refused(self, trained):
+        assert "neither inception, embedded" in refused("evaluate", f"--model_dir={trained[0]}", "--classifier=resnet")
+
+
 class RefusalTest:
     """Bad input ends in one sentence before any training, and harms nothing saved."""
 

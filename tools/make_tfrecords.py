@@ -87,7 +87,7 @@ def write_shard(path: str, examples: list[tuple[str, int]], size: int, skip_erro
                     "label": feature(label),
                     "filename": feature(os.fsencode(os.path.basename(file))),
                 }
-                writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+                writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True))
         os.replace(temporary, path)
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"{path} cannot be written ({reason(error)}): see that there is space, and run again.") from error
