@@ -71,7 +71,7 @@ class Trainer:
             self.rollbacks = tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=aggregation, name="rollbacks")
         with tf.device("/cpu:0"):
             self.stop = tf.Variable(False, trainable=False, name="stop")
-        self._compiled_step = tf.function(self._step_on_replica, jit_compile=True) if config.jit_compile else None
+        self._compiled_updates = tf.function(self._updates, jit_compile=True) if config.jit_compile else self._updates
 
     @property
     def sampler(self) -> keras.Model:
@@ -167,6 +167,9 @@ class Trainer:
             for name, value in part_metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value / parts
         norm = tf.linalg.global_norm(total) / optimizer.scale_loss(1.0 / self.strategy.num_replicas_in_sync)
+        if self.config.mixed_precision == "float16":
+            # An overflow is part of finding the loss scale: the optimizer leaves that update out.
+            norm = tf.where(tf.math.is_finite(norm), norm, 0.0)
         optimizer.apply(total, model.trainable_variables)
         return metrics, norm
 
@@ -189,17 +192,22 @@ class Trainer:
         seed = tf.stack([tf.constant(self.config.seed, tf.int64), (step * updates + update) * 2])
         z = tf.random.stateless_normal([batch, self.config.z_dim], seed)
         classes = max(self.config.num_classes, 1)
-        labels = tf.random.stateless_uniform([batch], seed + [0, 1], maxval=classes, dtype=tf.int32)
+        labels = tf.random.stateless_uniform([batch], seed + tf.constant([0, 1], tf.int64), maxval=classes, dtype=tf.int32)
         start = tf.distribute.get_replica_context().replica_id_in_sync_group * (batch // replicas)
         return tuple(tf.slice(x, [start] + [0] * (x.shape.rank - 1), [batch // replicas, *x.shape[1:]]) for x in (z, labels))
 
     def _step_on_replica(self, step, batches):
         """One step: `g_step` generator updates, then a discriminator update for each real batch."""
+        # Drawn outside the compiled part: XLA turns the same bits into other normal numbers.
+        draws = [self.noise(step, update) for update in range(self.config.g_step + self.config.d_step)]
+        return self._compiled_updates(draws, batches)
+
+    def _updates(self, draws, batches):
         metrics = {}
-        for update in range(self.config.g_step):
-            metrics |= self.update_generator(*self.noise(step, update))
-        for update, batch in enumerate(batches, start=self.config.g_step):
-            metrics |= self.update_discriminator(batch["images"], batch["labels"], *self.noise(step, update))
+        for z, labels in draws[: self.config.g_step]:
+            metrics |= self.update_generator(z, labels)
+        for (z, fake_labels), batch in zip(draws[self.config.g_step :], batches, strict=True):
+            metrics |= self.update_discriminator(batch["images"], batch["labels"], z, fake_labels)
         return tf.stack([tf.cast(metrics[name], tf.float32) for name in METRICS])
 
     def _update_average(self):
@@ -228,8 +236,7 @@ class Trainer:
         done, going = 0, True
         while done < steps and going:
             real = [next(batches) for _ in range(self.config.d_step)]
-            step_fn = self._compiled_step or self._step_on_replica
-            metrics = self.strategy.run(step_fn, args=(self.step, real))
+            metrics = self.strategy.run(self._step_on_replica, args=(self.step, real))
             metrics = self.strategy.reduce(tf.distribute.ReduceOp.MEAN, metrics, axis=None)
             if self.ema_generator is not None:
                 self._update_average()

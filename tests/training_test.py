@@ -1,0 +1,158 @@
+"""The trainer: accumulation, schedules, averages, precision, and what happens at a NaN."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sagan_tf import data, train
+from sagan_tf.config import Config
+from sagan_tf.errors import UserError
+from sagan_tf.training import METRICS, Trainer
+
+
+def small(**settings):
+    defaults = {
+        "image_size": 32,
+        "gf_dim": 2,
+        "df_dim": 2,
+        "z_dim": 4,
+        "num_classes": 6,
+        "attention_resolution": 8,
+        "batch_size": 8,
+    }
+    return Config(**{**defaults, **settings}).validate()
+
+
+def steps(trainer, count):
+    iterator = train.batches(trainer, data.open_source(trainer.config))
+    return trainer.train(iterator, tf.constant(count)).numpy()
+
+
+def inputs(config, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.uniform(-1, 1, (config.batch_size, 32, 32, 3)).astype(np.float32)
+    z, other = rng.standard_normal((2, config.batch_size, config.z_dim)).astype(np.float32)
+    labels = rng.integers(0, config.num_classes, config.batch_size).astype(np.int32)
+    return [tf.constant(x) for x in (images, labels, z, other)]
+
+
+def slots(optimizer):
+    """The optimizer's first moments: with beta1 = 0, the gradients of the last update."""
+    return {v.path: v.numpy() for v in optimizer.variables if v.path.endswith("_momentum")}
+
+
+class AccumulationTest:
+    def test_gradient_is_the_mean_over_the_parts_each_with_its_own_batch_norm(self):
+        whole = Trainer(small(accumulation_steps=2))
+        images, labels, z, _ = inputs(whole.config)
+        whole.update_discriminator(images, labels, z, labels)
+        whole.update_generator(z, labels)
+        halves = []
+        for part in (slice(0, 4), slice(4, 8)):
+            half = Trainer(small(batch_size=4))
+            # State that the first part has moved by the time the second is computed: u, and nothing else that matters.
+            if halves:
+                half.generator([z[:4], labels[:4]], training=True)
+                half.discriminator([images[:4], labels[:4]], training=True)
+            half.update_discriminator(images[part], labels[part], z[part], labels[part])
+            halves.append(slots(half.discriminator_optimizer))
+        for name, value in slots(whole.discriminator_optimizer).items():
+            mean = (halves[0][name] + halves[1][name]) / 2
+            np.testing.assert_allclose(value, mean, rtol=1e-3, atol=1e-4 * max(np.abs(mean).max(), 1e-3), err_msg=name)
+
+    def test_one_update_is_made_and_averages_move_with_every_part(self):
+        trainer = Trainer(small(accumulation_steps=4, generator_spectral_norm=False))
+        _, labels, z, _ = inputs(trainer.config)
+        kernel = trainer.generator.get_layer("dense").kernel.numpy()
+        expected = np.zeros(8)
+        for part in np.split(z.numpy(), 4):
+            expected = 0.999 * expected + 0.001 * (part @ kernel).reshape(2, 4, 4, 8).mean((0, 1, 2))
+        trainer.update_generator(z, labels)
+        assert int(trainer.generator_optimizer.iterations) == 1
+        np.testing.assert_allclose(trainer.generator.get_layer("block_1").cbn_1.moving_mean, expected, rtol=1e-4, atol=1e-8)
+
+
+class ScheduleTest:
+    def test_updates_per_step(self):
+        trainer = Trainer(small(g_step=2, d_step=3))
+        steps(trainer, 2)
+        assert int(trainer.step) == 2
+        assert int(trainer.generator_optimizer.iterations) == 4
+        assert int(trainer.discriminator_optimizer.iterations) == 6
+
+    def test_average_follows_by_its_decay(self):
+        trainer = Trainer(small(ema_decay=0.75))
+        expected = {v.path: v.numpy() for v in trainer.ema_generator.variables}
+        for _ in range(2):
+            steps(trainer, 1)
+            for variable in trainer.generator.variables:
+                keep = 0.0 if variable.name == "u" else 0.75
+                expected[variable.path] = keep * expected[variable.path] + (1 - keep) * variable.numpy()
+        for variable in trainer.ema_generator.variables:
+            np.testing.assert_allclose(variable, expected[variable.path], rtol=1e-5, atol=1e-7, err_msg=variable.path)
+
+    def test_steps_do_not_retrace(self):
+        trainer = Trainer(small())
+        iterator = train.batches(trainer, data.open_source(trainer.config))
+        trainer.train(iterator, tf.constant(1))
+        traces = trainer.train.experimental_get_tracing_count()
+        for count in (1, 2, 3):
+            assert len(trainer.train(iterator, tf.constant(count))) == count
+        assert trainer.train.experimental_get_tracing_count() == traces
+
+
+class SpeedOptionTest:
+    @pytest.fixture(scope="class")
+    def float32(self):
+        return steps(Trainer(small()), 4)
+
+    def losses(self, metrics):
+        return metrics[:, [METRICS.index(name) for name in METRICS if "loss" in name]]
+
+    def test_compiled_step_computes_the_same(self, float32):
+        np.testing.assert_allclose(
+            self.losses(steps(Trainer(small(jit_compile=True)), 4)), self.losses(float32), rtol=1e-3, atol=1e-4
+        )
+
+    def test_bfloat16_tracks_float32(self, float32):
+        np.testing.assert_allclose(
+            self.losses(steps(Trainer(small(mixed_precision="bfloat16")), 4)), self.losses(float32), rtol=0.05, atol=0.1
+        )
+
+    def test_float16_tracks_float32_once_its_loss_scale_is_found(self, float32):
+        trainer = Trainer(small(mixed_precision="float16"))
+        trainer.generator_optimizer.dynamic_scale.assign(1024.0)
+        trainer.discriminator_optimizer.dynamic_scale.assign(1024.0)
+        np.testing.assert_allclose(self.losses(steps(trainer, 4)), self.losses(float32), rtol=0.05, atol=0.1)
+        for optimizer in (trainer.generator_optimizer, trainer.discriminator_optimizer):
+            assert int(optimizer.inner_optimizer.iterations) == 4
+
+
+class NotFiniteTest:
+    def poisoned(self, tmp_path, **settings):
+        """A run of three steps whose next step meets a weight that is not finite."""
+        config = small(model_dir=str(tmp_path), train_steps=5, save_checkpoint_steps=1, steps_per_loop=1, **settings)
+        original, calls = Trainer.train, []
+
+        def poisoning(trainer, iterator, count):
+            calls.append(int(trainer.step))
+            if calls.count(3) == 1 and calls[-1] == 3:
+                trainer.discriminator.get_layer("logits").dense.bias.assign([np.nan])
+            return original(trainer, iterator, count)
+
+        return config, poisoning
+
+    def test_stop_names_step_and_culprit_and_keeps_the_last_good_checkpoint(self, tmp_path, monkeypatch):
+        config, poisoning = self.poisoned(tmp_path)
+        monkeypatch.setattr(Trainer, "train", poisoning)
+        with pytest.raises(UserError, match=r"Step 4 is not finite: generator_loss is nan.* checkpoint of step 3 is the last good"):
+            train.train(config)
+        assert train.Checkpoints(str(tmp_path)).steps()[-1] == 3
+
+    def test_rollback_goes_on_from_the_last_checkpoint(self, tmp_path, monkeypatch):
+        config, poisoning = self.poisoned(tmp_path, on_nan="rollback")
+        monkeypatch.setattr(Trainer, "train", poisoning)
+        train.train(config)
+        reader = tf.train.load_checkpoint(train.Checkpoints(str(tmp_path)).path(5))
+        assert reader.get_tensor("rollbacks") == 1
+        assert all(np.isfinite(reader.get_tensor(name)).all() for name in reader.get_variable_to_shape_map())
