@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 # Before TensorFlow is imported: its start-up notes would bury the commands' own output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # Whatever ~/.keras/keras.json says.
 
 from absl import app, flags, logging
 
