@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -112,7 +113,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None
 
 def help_text(purpose: str, own_flags: list[str]) -> str:
     """Returns the text of `--help`: the command's own flags, then the settings by group."""
-    lines = [purpose.strip(), ""]
+    lines = [inspect.cleandoc(purpose), ""]
     groups = {"This command": own_flags} if own_flags else {}
     for name in config_lib.GROUPS:
         groups[name] = [f.name for f in dataclasses.fields(config_lib.Config) if f.metadata["group"] == name]

@@ -56,7 +56,7 @@ class Config:
     on_nan: str = _setting(
         "stop",
         "Run",
-        "When a loss or a weight is no longer finite: stop, or roll back to the last checkpoint and draw other data.",
+        "When a loss or a gradient is no longer finite: stop, or roll back to the last checkpoint and draw other data.",
         choices=("stop", "rollback"),
         free=True,
     )
