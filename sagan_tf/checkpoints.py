@@ -52,6 +52,25 @@ def write_file(path: str, text: str) -> None:
     os.replace(temporary, path)
 
 
+def mismatches(shapes: Mapping[str, list[int]], state: State, partial: bool = False) -> list[str]:
+    """Returns what keeps saved variables of these shapes from being this state: missing, extra, misshapen, in order.
+
+    Args:
+      shapes: shapes of the saved variables, by name.
+      state: the variables to fill.
+      partial: there may be more saved variables than the state has.
+    """
+    problems = [f"{name} is missing" for name in state if name not in shapes]
+    if not partial:
+        problems += [f"{name} is not part of the model" for name in shapes if name not in state]
+    problems += [
+        f"{name} is {shapes[name]} instead of {list(variable.shape)}"
+        for name, variable in state.items()
+        if name in shapes and list(variable.shape) != shapes[name]
+    ]
+    return sorted(problems)
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -199,17 +218,10 @@ class Checkpoints:
     def _read(self, step: int, state: State, partial: bool) -> dict[str, np.ndarray]:
         reader = tf.train.load_checkpoint(self.path(step))
         shapes = reader.get_variable_to_shape_map()
-        problems = [f"{name} is missing" for name in state if name not in shapes]
-        if not partial:
-            problems += [f"{name} is not part of the model" for name in shapes if name not in state]
-        problems += [
-            f"{name} is {shapes[name]} instead of {list(variable.shape)}"
-            for name, variable in state.items()
-            if name in shapes and list(variable.shape) != shapes[name]
-        ]
+        problems = mismatches(shapes, state, partial)
         if problems:
             raise UserError(
-                f"The checkpoint {self.path(step)} is not of this configuration: {'; '.join(sorted(problems)[:5])}"
+                f"The checkpoint {self.path(step)} is not of this configuration: {'; '.join(problems[:5])}"
                 f"{' ...' if len(problems) > 5 else ''}."
             )
         return {name: reader.get_tensor(name) for name in state}

@@ -7,6 +7,7 @@ description that goes into the protocol of every result.
 import dataclasses
 import hashlib
 import importlib.resources
+import io
 import os
 from collections.abc import Callable
 
@@ -192,9 +193,8 @@ def embedded_network() -> keras.Model:
 def _embedded() -> Classifier:
     content = importlib.resources.files("sagan_tf").joinpath("assets", EMBEDDED_FILE).read_bytes()
     model = embedded_network()
-    with importlib.resources.as_file(importlib.resources.files("sagan_tf").joinpath("assets", EMBEDDED_FILE)) as path:
-        weights = np.load(path)
-        model.set_weights([weights[variable.path].astype(np.float32) for variable in model.variables])
+    weights = np.load(io.BytesIO(content))
+    model.set_weights([weights[variable.path].astype(np.float32) for variable in model.variables])
 
     @tf.function(reduce_retracing=True)
     def run(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

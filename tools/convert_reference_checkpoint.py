@@ -19,7 +19,7 @@ from absl import flags
 
 from sagan_tf import config as config_lib
 from sagan_tf import reference_checkpoint
-from sagan_tf.checkpoints import Checkpoints, write_file
+from sagan_tf.checkpoints import Checkpoints, mismatches, write_file
 from sagan_tf.errors import UserError
 from sagan_tf.training import Trainer
 
@@ -47,15 +47,9 @@ def convert(prefix: str, model_dir: str, **settings) -> config_lib.Config:
         raise UserError(f"--model_dir={model_dir} already holds a run: choose another.")
     config, values = reference_checkpoint.read(prefix, **settings)
     state = Trainer(config).state()
-    problems = [f"{name} is missing" for name in state if name not in values]
-    problems += [f"{name} is not part of the model" for name in values if name not in state]
-    problems += [
-        f"{name} is {list(np.shape(values[name]))} instead of {list(variable.shape)}"
-        for name, variable in state.items()
-        if name in values and np.shape(values[name]) != tuple(variable.shape)
-    ]
+    problems = mismatches({name: list(np.shape(value)) for name, value in values.items()}, state)
     if problems:
-        raise UserError(f"{prefix} cannot be converted: {'; '.join(sorted(problems))}.")
+        raise UserError(f"{prefix} cannot be converted: {'; '.join(problems)}.")
     for name, variable in state.items():
         variable.assign(values[name])
     try:
