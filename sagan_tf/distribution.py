@@ -37,7 +37,6 @@ def replicas(config: Config) -> tf.distribute.Strategy:
     Raises:
       UserError: if the hardware or the cluster is not there.
     """
-    gpus = tf.config.list_logical_devices("GPU")
     if config.distribution == "tpu":
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=config.tpu or "local")
@@ -48,7 +47,9 @@ def replicas(config: Config) -> tf.distribute.Strategy:
             reason = str(error).splitlines()[0]
             raise UserError(f"No TPU answers at --tpu={config.tpu or 'local'} ({reason}).") from error
     if config.distribution == "multi_worker":
+        # Before anything else that starts TensorFlow's devices.
         return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=_cluster_resolver())
+    gpus = tf.config.list_logical_devices("GPU")
     if config.distribution == "mirrored" or (config.distribution == "auto" and len(gpus) > 1):
         devices = gpus or tf.config.list_logical_devices("CPU")
         names = [device.name for device in devices]
@@ -74,3 +75,17 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     if "chief" in resolver.cluster_spec().jobs:
         return resolver.task_type == "chief"
     return resolver.task_type == "worker" and resolver.task_id == 0
+
+
+def agree(strategy: tf.distribute.Strategy, number: int) -> bool:
+    """Returns whether all worker processes pass the same number; they wait for each other here."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return True
+    numbers = strategy.gather(strategy.run(lambda: tf.constant([number])), axis=0)
+    return bool(tf.reduce_all(numbers == number).numpy())
+
+
+def is_lost_worker(strategy: tf.distribute.Strategy, error: Exception) -> bool:
+    """Returns whether an error of TensorFlow says that another worker process has gone."""
+    gone = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and isinstance(error, gone)

@@ -2,11 +2,12 @@
 
 import os
 import time
+from collections.abc import Callable
 
 from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
 
 import tensorflow as tf
-from absl import flags, logging
+from absl import flags
 
 from sagan_tf import checkpoints as checkpoints_lib
 from sagan_tf import classifiers, data, distribution, evaluation
@@ -16,7 +17,10 @@ from sagan_tf.errors import UserError
 from sagan_tf.evaluation import Protocol
 
 FLAGS = flags.FLAGS
+# Checkpoints kept whatever their age: that with the lowest FID, and that which --watch is at.
 BEST = "best_fid"
+EVALUATING = "evaluating"
+WATCH_SECONDS = 5
 
 
 def define_flags() -> None:
@@ -74,7 +78,8 @@ def note_best(config: Config, step: int, record: dict) -> bool:
     return best
 
 
-def _evaluate_checkpoint(config: Config, source, classifier, protocol: Protocol, strategy, step: int) -> dict:
+def _evaluate_checkpoint(config: Config, source, classifier, protocol: Protocol, strategy, step: int) -> tuple[dict, bool]:
+    """Returns the record of a checkpoint, and whether its FID is the lowest so far."""
     with strategy.scope():
         generator, _ = checkpoints_lib.restore(config.model_dir, FLAGS.use_ema, step)
     record = evaluate_generator(generator, source, config, classifier, protocol, FLAGS.real_images, strategy)
@@ -84,30 +89,32 @@ def _evaluate_checkpoint(config: Config, source, classifier, protocol: Protocol,
         cache = cache_dir(config)
         record["values"] |= evaluation.intra_fid(sampler, source, config, classifier, protocol, cache, progress, strategy)
     record["protocol"]["use_ema"] = bool(config.ema_decay if FLAGS.use_ema is None else FLAGS.use_ema)
-    if note_best(config, step, record):
-        logging.info("Step %d has the lowest FID so far; its checkpoint is kept.", step)
+    best = note_best(config, step, record)
     evaluation.append(config.model_dir, step, record)
-    return record
+    return record, best
 
 
-def _watch(config: Config, source, classifier, protocol: Protocol, strategy) -> None:
-    """Evaluates new checkpoints as they appear, until that of the last step, or until patience runs out."""
-    done = {record["step"] for record in evaluation.read(config.model_dir)}
-    worse = 0
-    while True:
-        new = [step for step in Checkpoints(config.model_dir).steps() if step and step not in done]
+def watch(checkpoints: Checkpoints, train_steps: int, done: set[int], evaluate_step: Callable[[int], bool], patience: int) -> None:
+    """Evaluates new checkpoints as they appear, until that of the last step.
+
+    Args:
+      checkpoints: of the run, which a training may be adding to.
+      train_steps: the last step.
+      done: steps that need no evaluation.
+      evaluate_step: evaluates the checkpoint of a step; returns whether it is the best so far.
+      patience: so many evaluations in a row that are not the best end it too; 0: none do.
+    """
+    done, worse = set(done), 0
+    while train_steps not in done:
+        new = [step for step in checkpoints.steps() if step and step not in done]
         if not new:
-            if config.train_steps in done:
-                return
-            time.sleep(5)
+            time.sleep(WATCH_SECONDS)
             continue
         step = new[-1]  # The newest: an evaluation that cannot keep up passes over the others.
         done |= set(new)
-        record = _evaluate_checkpoint(config, source, classifier, protocol, strategy, step)
-        print(f"Step {step}:\n{evaluation.table(record)}", flush=True)
-        records = evaluation.read(config.model_dir)
-        worse = worse + 1 if record["values"]["fid"] > min(other["values"]["fid"] for other in records) else 0
-        if FLAGS.patience and worse >= FLAGS.patience:
+        checkpoints.pin(EVALUATING, step)  # The training shall not remove it meanwhile.
+        worse = 0 if evaluate_step(step) else worse + 1
+        if patience and worse >= patience:
             print(f"No better FID in {worse} evaluations: stopping.")
             return
 
@@ -138,13 +145,22 @@ def main() -> None:
     )
     if FLAGS.saved_model and FLAGS.images:
         raise UserError("--saved_model and --images exclude each other: choose one.")
+    if config.distribution == "multi_worker":  # The training's cluster: one machine evaluates.
+        config = config.replace(distribution="auto")
     strategy = distribution.replicas(config)
     with strategy.scope():
         classifier = load_classifier(config)
     source = data.open_source(config)
     try:
         if FLAGS.watch:
-            _watch(config, source, classifier, protocol, strategy)
+
+            def evaluate_step(step: int) -> bool:
+                record, best = _evaluate_checkpoint(config, source, classifier, protocol, strategy, step)
+                print(f"Step {step}{', the lowest FID so far' if best else ''}:\n{evaluation.table(record)}", flush=True)
+                return best
+
+            done = {record["step"] for record in evaluation.read(config.model_dir)}
+            watch(Checkpoints(config.model_dir), config.train_steps, done, evaluate_step, FLAGS.patience)
             return
         if FLAGS.images or FLAGS.saved_model:
             if FLAGS.images:
@@ -164,7 +180,7 @@ def main() -> None:
             if not steps:
                 raise UserError(f"--model_dir={config.model_dir} holds no checkpoint yet: train first.")
             step = steps[-1] if FLAGS.checkpoint_step is None else FLAGS.checkpoint_step
-            record = _evaluate_checkpoint(config, source, classifier, protocol, strategy, step)
+            record, _ = _evaluate_checkpoint(config, source, classifier, protocol, strategy, step)
             title = f"{config.model_dir}, step {step}"
         print(f"{title}:\n{evaluation.table(record)}")
     except tf.errors.OpError as error:

@@ -34,7 +34,7 @@ def train(config: Config) -> None:
 
     Raises:
       UserError: for anything the user can put right; checkpoints already written stay whole.
-      SystemExit: with code 75 after SIGTERM or SIGINT, when the state has been saved.
+      SystemExit: with code 75, after SIGTERM or SIGINT, when the state has been saved, and after the loss of another worker.
     """
     # Everything that can be refused is refused before the networks are built.
     if not config.model_dir:
@@ -50,10 +50,16 @@ def train(config: Config) -> None:
 
     trainer = Trainer(config, strategy)
     checkpoints = Checkpoints(config.model_dir, config.keep_checkpoints, config.keep_checkpoint_every_steps)
-    if checkpoints.restore(trainer.state()) is None and chief:
+    restored = checkpoints.restore(trainer.state())
+    start = int(trainer.step.numpy())
+    if not distribution.agree(strategy, start):
+        raise UserError(
+            f"The workers find different checkpoints (this one, step {start}): --model_dir={config.model_dir} must be one "
+            "directory that all of them see."
+        )
+    if restored is None and chief:
         checkpoints.save(0, trainer.state())
         checkpoints.wait()
-    start = int(trainer.step.numpy())
     logging.info(
         "%s %s: %s images, %d classes, %d replicas",
         f"Continuing at step {start} in" if start else "Starting in",
@@ -66,8 +72,8 @@ def train(config: Config) -> None:
         stack.enter_context(_stop_on_signal(trainer.stop))
         stack.callback(checkpoints.wait)
         reporter = stack.enter_context(Reporter(trainer, start)) if chief else None
-        _train_to_end(trainer, source, checkpoints, reporter)
-    if trainer.stop.numpy():
+        interrupted = _train_to_end(trainer, source, checkpoints, reporter)
+    if interrupted:
         logging.info("Interrupted after step %d, which is saved; the same command continues there.", trainer.step.numpy())
         sys.exit(EXIT_INTERRUPTED)
     if chief:
@@ -125,7 +131,8 @@ def batches(trainer: Trainer, source: data.Source) -> Iterator:
     return iter(strategy.distribute_datasets_from_function(dataset))
 
 
-def _train_to_end(trainer: Trainer, source: data.Source, checkpoints: Checkpoints, reporter: "Reporter | None") -> None:
+def _train_to_end(trainer: Trainer, source: data.Source, checkpoints: Checkpoints, reporter: "Reporter | None") -> bool:
+    """Trains to the last step; returns True if it was interrupted before."""
     config = trainer.config
     iterator = batches(trainer, source)
     saved_at, saved_step = time.monotonic(), int(trainer.step.numpy())
@@ -136,8 +143,13 @@ def _train_to_end(trainer: Trainer, source: data.Source, checkpoints: Checkpoint
         periods.append(config.eval_every_steps)
         ends = [config.train_steps, step + config.steps_per_loop] + [(step // p + 1) * p for p in periods if p]
         try:
-            history = trainer.train(iterator, tf.constant(min(ends) - step)).numpy()
+            history, stopped = (result.numpy() for result in trainer.train(iterator, tf.constant(min(ends) - step)))
         except tf.errors.OpError as error:
+            if distribution.is_lost_worker(trainer.strategy, error):
+                checkpoints.wait()
+                last = checkpoints.steps()[-1]
+                logging.error("Another worker is gone. Start all of them again: they continue at step %d.", last)
+                sys.exit(EXIT_INTERRUPTED)
             raise data.user_error(error) or error from error
         if not np.isfinite(history[-1]).all():
             _recover(trainer, checkpoints, step + len(history), history[-1])
@@ -148,7 +160,7 @@ def _train_to_end(trainer: Trainer, source: data.Source, checkpoints: Checkpoint
         if reporter:
             reporter.add(step, history)
 
-        stopping = step == config.train_steps or trainer.stop.numpy()
+        stopping = step == config.train_steps or stopped
         due = config.save_checkpoint_steps and step % config.save_checkpoint_steps == 0
         evaluating = config.eval_every_steps and (step % config.eval_every_steps == 0 or step == config.train_steps)
         due |= evaluating
@@ -156,18 +168,23 @@ def _train_to_end(trainer: Trainer, source: data.Source, checkpoints: Checkpoint
         if (due or stopping) and step > saved_step and reporter:
             checkpoints.save(step, trainer.state())
             saved_at, saved_step = time.monotonic(), step
-        if evaluating and reporter and not trainer.stop.numpy():
+        if evaluating and reporter and not stopped:
             checkpoints.wait()
             reporter.evaluate(step, source)
-        if trainer.stop.numpy():
-            return
+        if stopped:
+            return True
+    return False
 
 
 def _recover(trainer: Trainer, checkpoints: Checkpoints, step: int, metrics: np.ndarray) -> None:
     """Goes back to the last checkpoint after a step that was not finite, or ends the run."""
     config = trainer.config
     checkpoints.wait()
+    distribution.agree(trainer.strategy, step)  # Only the chief writes: the others wait for it here.
     culprits = ", ".join(f"{name} is {value}" for name, value in zip(METRICS, metrics, strict=True) if not np.isfinite(value))
+    variables = [name for name, variable in trainer.state().items() if not np.isfinite(np.array(variable)).all()]
+    if variables:
+        culprits += f"; in {variables[0]}" + (f" and {len(variables) - 1} more variables" if len(variables) > 1 else "")
     last = checkpoints.steps()[-1]
     rollbacks = int(trainer.rollbacks.numpy()) + 1
     if config.on_nan == "stop" or rollbacks > config.max_rollbacks:

@@ -23,6 +23,8 @@ METRICS = (
     "logits_fake",
     "generator_gradient_norm",
     "discriminator_gradient_norm",
+    "generator_variable_norm",
+    "discriminator_variable_norm",
 )
 
 
@@ -48,7 +50,7 @@ class Trainer:
         `ema_decay`).
       step: int64 variable, steps done so far.
       rollbacks: int64 variable, how often the run was rolled back after a NaN.
-      stop: bool variable; the loop ends after the step in which it becomes True.
+      stop: bool variable; the loop ends, on every worker, after the step in which it becomes True on one.
     """
 
     def __init__(self, config: Config, strategy: tf.distribute.Strategy | None = None):
@@ -196,11 +198,11 @@ class Trainer:
         start = tf.distribute.get_replica_context().replica_id_in_sync_group * (batch // replicas)
         return tuple(tf.slice(x, [start] + [0] * (x.shape.rank - 1), [batch // replicas, *x.shape[1:]]) for x in (z, labels))
 
-    def _step_on_replica(self, step, batches):
+    def _step_on_replica(self, step, stop, batches):
         """One step: `g_step` generator updates, then a discriminator update for each real batch."""
         # Drawn outside the compiled part: XLA turns the same bits into other normal numbers.
         draws = [self.noise(step, update) for update in range(self.config.g_step + self.config.d_step)]
-        return self._compiled_updates(draws, batches)
+        return self._compiled_updates(draws, batches), tf.cast(stop, tf.float32)
 
     def _updates(self, draws, batches):
         metrics = {}
@@ -208,7 +210,8 @@ class Trainer:
             metrics |= self.update_generator(z, labels)
         for (z, fake_labels), batch in zip(draws[self.config.g_step :], batches, strict=True):
             metrics |= self.update_discriminator(batch["images"], batch["labels"], z, fake_labels)
-        return tf.stack([tf.cast(metrics[name], tf.float32) for name in METRICS])
+        # The variables' norms, the last of METRICS, follow when all replicas are done.
+        return tf.stack([tf.cast(metrics[name], tf.float32) for name in METRICS if name in metrics])
 
     def _update_average(self):
         """Moves the averaged generator: weights and moving averages by decay, u by copying."""
@@ -221,27 +224,37 @@ class Trainer:
 
             self.strategy.extended.update(average.value, move, args=(variable.value,))
 
+    def _variable_norms(self):
+        """Norms over all variables of each network: not finite as soon as one entry of one variable is not.
+
+        Gradients and losses alone do not tell: on CPU the ReLU of NaN is 0, and moving averages enter neither.
+        """
+        return tf.stack([tf.linalg.global_norm([v.value for v in m.variables]) for m in (self.generator, self.discriminator)])
+
     @tf.function
-    def train(self, batches: Iterator, steps: tf.Tensor) -> tf.Tensor:
-        """Trains for some steps; ends early when a metric is not finite, or `stop` is set.
+    def train(self, batches: Iterator, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Trains for some steps; ends early when a metric is not finite, or a worker's `stop` is set.
 
         Args:
           batches: iterator over distributed batches `{"images", "labels"}`.
-          steps: int32 scalar tensor.
+          steps: int32 scalar tensor, at least 1.
 
         Returns:
-          The `METRICS` of each step done, float32 `[steps done, len(METRICS)]`, averaged over replicas.
+          The `METRICS` of each step done, float32 `[steps done, len(METRICS)]`, averaged over replicas;
+          and whether a worker was told to stop, on which all workers agree.
         """
         history = tf.TensorArray(tf.float32, size=0, dynamic_size=True, element_shape=[len(METRICS)])
-        done, going = 0, True
+        done, going, stopped = 0, True, False
         while done < steps and going:
             real = [next(batches) for _ in range(self.config.d_step)]
-            metrics = self.strategy.run(self._step_on_replica, args=(self.step, real))
-            metrics = self.strategy.reduce(tf.distribute.ReduceOp.MEAN, metrics, axis=None)
+            results = self.strategy.run(self._step_on_replica, args=(self.step, self.stop, real))
+            metrics, stop = (self.strategy.reduce(tf.distribute.ReduceOp.MEAN, result, axis=None) for result in results)
+            metrics = tf.concat([metrics, self._variable_norms()], 0)
             if self.ema_generator is not None:
                 self._update_average()
             self.step.assign_add(1)
             history = history.write(done, metrics)
-            going = tf.reduce_all(tf.math.is_finite(metrics)) and not self.stop
+            stopped = stop > 0
+            going = tf.reduce_all(tf.math.is_finite(metrics)) and not stopped
             done += 1
-        return history.stack()
+        return history.stack(), stopped

@@ -1,11 +1,22 @@
 """One device and several give the same training."""
 
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from sagan_tf import data, distribution
-from sagan_tf.config import Config
+from sagan_tf.checkpoints import Checkpoints
+from sagan_tf.config import CONFIG_FILE, Config
 from sagan_tf.errors import UserError
 from sagan_tf.train import batches
 from sagan_tf.training import METRICS, Trainer
@@ -43,14 +54,22 @@ class Run:
         config = small(**settings)
         self.trainer = Trainer(config, strategy_of(replicas))
         self.trainer.generator.get_layer("attention").gamma.assign(0.5)
+        self.initial_state = {name: tf.Variable(variable) for name, variable in self.trainer.state().items()}
         iterator = batches(self.trainer, data.open_source(config))
-        first = self.trainer.train(iterator, tf.constant(1)).numpy()
+        first = self.trainer.train(iterator, tf.constant(1))[0].numpy()
         self.state_after_one_step = self.state()
-        self.metrics = np.concatenate([first, self.trainer.train(iterator, tf.constant(STEPS - 1)).numpy()])
+        self.metrics = np.concatenate([first, self.trainer.train(iterator, tf.constant(STEPS - 1))[0].numpy()])
         self.final_state = self.state()
 
     def state(self):
         return {name: np.array(variable) for name, variable in self.trainer.state().items()}
+
+    def write(self, model_dir):
+        """Writes a run that has its first step before it."""
+        checkpoints = Checkpoints(str(model_dir))
+        checkpoints.save(0, self.initial_state)
+        checkpoints.wait()
+        (model_dir / CONFIG_FILE).write_text(self.trainer.config.to_json())
 
 
 def assert_close(actual, expected, tolerance):
@@ -83,7 +102,7 @@ def one_device():
 
 
 class AgreementTest:
-    @pytest.mark.parametrize("replicas", [2, 4])
+    @pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
     def test_replicas_agree_with_one_device(self, one_device, replicas):
         run = Run(replicas)
         losses = [METRICS.index(name) for name in METRICS if "norm" not in name]
@@ -106,6 +125,92 @@ class AgreementTest:
             mirrored += 1
             np.testing.assert_array_equal(first.numpy(), second.numpy(), err_msg=variable.path)
         assert mirrored > 50
+
+
+class Cluster:
+    """Worker processes on this machine, which talk over gRPC."""
+
+    def __init__(self, model_dir, *flags, workers=2):
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.create_server(("localhost", 0))) for _ in range(workers)]
+            addresses = [f"localhost:{s.getsockname()[1]}" for s in sockets]
+        self.processes = []
+        for index in range(workers):
+            cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sagan_tf.train", "--distribution=multi_worker", f"--model_dir={model_dir}", *flags],
+                env={**os.environ, "TF_CONFIG": json.dumps(cluster)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            self.processes.append(process)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def wait(self):
+        """Waits for all; returns their exit codes and what they printed."""
+        outputs = [process.communicate(timeout=300)[0] for process in self.processes]
+        return [process.returncode for process in self.processes], outputs
+
+    def wait_for_step(self, checkpoints, step):
+        while not any(saved >= step for saved in checkpoints.steps()):
+            assert all(process.poll() is None for process in self.processes)
+            time.sleep(0.05)
+
+
+class MultiWorkerTest:
+    def test_two_processes_agree_with_one_device(self, one_device, tmp_path):
+        one_device.write(tmp_path)
+        with Cluster(tmp_path, f"--train_steps={STEPS}", "--save_summaries_steps=1") as cluster:
+            codes, outputs = cluster.wait()
+        assert codes == [0, 0], outputs
+        reader = tf.train.load_checkpoint(Checkpoints(str(tmp_path)).path(STEPS))
+        state = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+        assert_close(weights(state), weights(one_device.final_state), 1e-4)
+        losses = {}
+        for path in (tmp_path / "summaries").iterdir():
+            for record in tf.data.TFRecordDataset(str(path)):
+                event = tf.compat.v1.Event.FromString(record.numpy())
+                for value in event.summary.value:
+                    if value.tag == "training/generator_loss":
+                        losses[event.step] = tf.make_ndarray(value.tensor)
+        expected = one_device.metrics[:, METRICS.index("generator_loss")]
+        np.testing.assert_allclose([losses[step] for step in range(1, STEPS + 1)], expected, rtol=2e-4, atol=2e-5)
+
+    @pytest.mark.slow
+    def test_killed_and_stopped_workers_continue_to_the_same_end(self, tmp_path):
+        flags = ("--dataset=twins", "--image_size=32", "--gf_dim=2", "--df_dim=2", "--z_dim=4", "--attention_resolution=8")
+        flags += ("--batch_size=4", "--steps_per_loop=2", "--save_checkpoint_steps=2", "--keep_checkpoints=1000")
+        checkpoints = Checkpoints(str(tmp_path / "run"))
+        for victim in (1, 0):
+            with Cluster(tmp_path / "run", *flags, "--train_steps=100000") as cluster:
+                before = checkpoints.steps()[-1] if checkpoints.steps() else 0
+                cluster.wait_for_step(checkpoints, before + 4)
+                cluster.processes[victim].kill()
+                codes, outputs = cluster.wait()
+                assert codes[1 - victim] == 75, outputs
+                assert "Another worker is gone. Start all of them again" in outputs[1 - victim]
+        with Cluster(tmp_path / "run", *flags, "--train_steps=100000") as cluster:
+            cluster.wait_for_step(checkpoints, checkpoints.steps()[-1] + 4)
+            cluster.processes[1].send_signal(signal.SIGTERM)
+            codes, outputs = cluster.wait()
+            assert codes == [75, 75], outputs
+            stopped = [re.search(r"Interrupted after step (\d+)", output)[1] for output in outputs]
+            assert stopped == [str(checkpoints.steps()[-1])] * 2
+        end = str(checkpoints.steps()[-1] + 3)
+        for name in ("run", "uninterrupted"):
+            with Cluster(tmp_path / name, *flags, f"--train_steps={end}") as cluster:
+                assert cluster.wait()[0] == [0, 0]
+        readers = [tf.train.load_checkpoint(Checkpoints(str(tmp_path / n)).path(int(end))) for n in ("run", "uninterrupted")]
+        for name in readers[0].get_variable_to_shape_map():
+            np.testing.assert_array_equal(readers[0].get_tensor(name), readers[1].get_tensor(name), err_msg=name)
 
 
 class NoiseTest:

@@ -11,7 +11,8 @@ import scipy.stats
 import tensorflow as tf
 from PIL import Image
 
-from sagan_tf import classifiers, evaluation, export, networks, visualization
+from sagan_tf import classifiers, evaluate, evaluation, export, networks, visualization
+from sagan_tf.checkpoints import Checkpoints
 from sagan_tf.config import Config
 from sagan_tf.data import twins
 from sagan_tf.errors import UserError
@@ -245,3 +246,48 @@ class FolderTest:
             list(evaluation.folder_images(str(tmp_path), 3, 1))
         with pytest.raises(UserError, match="9x9; all images must be square, of one size"):
             list(evaluation.folder_images(str(tmp_path), 2, 1))
+
+
+class WatchTest:
+    @pytest.fixture
+    def watch(self, tmp_path, monkeypatch):
+        """Watches a run that saves a checkpoint, keeping two, each time that the watcher would wait."""
+        checkpoints = Checkpoints(str(tmp_path), keep=2)
+
+        def call(fids, train_steps, **options):
+            steps, seen = iter(range(1, train_steps + 1)), {}
+
+            def train(_=None):
+                step = next(steps)
+                checkpoints.save(step, {"step": tf.Variable(step)})
+                checkpoints.wait()
+
+            def evaluate_step(step):
+                for _ in range(options.get("steps_meanwhile", 0)):
+                    if step < train_steps:
+                        train()
+                assert step in checkpoints.steps()
+                best = all(fids[step] < other for other in seen.values())
+                seen[step] = fids[step]
+                return best
+
+            monkeypatch.setattr(evaluate.time, "sleep", train)
+            evaluate.watch(checkpoints, train_steps, options.get("done", set()), evaluate_step, options.get("patience", 0))
+            return list(seen)
+
+        return call
+
+    def test_ends_with_the_last_step(self, watch):
+        assert watch({1: 3.0, 2: 4.0, 3: 5.0}, 3) == [1, 2, 3]
+
+    def test_patience_counts_evaluations_in_a_row_without_a_better_fid(self, watch, capsys):
+        fids = dict(enumerate([9.0, 8.0, 8.5, 7.0, 7.5, 7.4, 7.3, 1.0], start=1))
+        assert watch(fids, 8, patience=3) == [1, 2, 3, 4, 5, 6, 7]
+        assert "No better FID in 3 evaluations" in capsys.readouterr().out
+
+    def test_passes_over_what_it_cannot_keep_up_with(self, watch):
+        """Four checkpoints come during each evaluation; the one being evaluated is not removed meanwhile."""
+        assert watch(dict.fromkeys(range(1, 10), 1.0), 9, steps_meanwhile=4) == [1, 5, 9]
+
+    def test_steps_already_evaluated_are_left_alone(self, watch):
+        assert watch({2: 1.0, 3: 1.0}, 3, done={1}) == [2, 3]
