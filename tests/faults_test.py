@@ -1,0 +1,186 @@
+"""What can go wrong around a training: kills, full and read-only disks, clocks, long runs."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sagan_tf import data, train
+from sagan_tf.checkpoints import Checkpoints
+from sagan_tf.config import Config
+from sagan_tf.errors import UserError
+from sagan_tf.training import Trainer
+
+TINY = {"image_size": 32, "gf_dim": 2, "df_dim": 2, "z_dim": 4, "num_classes": 6, "attention_resolution": 8, "batch_size": 4}
+
+
+def large(step):
+    return {"step": tf.Variable(step, dtype=tf.int64), "kernel": tf.Variable(np.full(50_000, step, np.float32))}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB; gives its directory and a function that mounts it anew with other options."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+
+    def mount(options):
+        return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)], capture_output=True)
+
+    if sys.platform != "linux" or os.geteuid() != 0 or mount("size=1m").returncode:
+        pytest.skip("only root may mount a file system")
+    yield directory, lambda options: mount(f"remount,{options}")
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+class DiskTest:
+    def test_full_disk_is_named_and_harms_no_checkpoint(self, small_disk):
+        directory, mount = small_disk
+        checkpoints = Checkpoints(str(directory), keep=100)
+        with pytest.raises(
+            UserError, match=r"could not be written .*free some space.* The last complete checkpoint is"
+        ):
+            for step in range(1, 100):
+                checkpoints.save(step, large(step))
+                checkpoints.wait()
+        written = checkpoints.steps()
+        assert written == list(range(1, step))
+        assert len(written) >= 3
+        state = large(0)
+        for saved in written:
+            assert checkpoints.restore(state, saved) == saved
+            np.testing.assert_array_equal(state["kernel"], np.full(50_000, saved, np.float32))
+        mount("size=2m")
+        checkpoints.save(step, large(step))
+        checkpoints.wait()
+        assert checkpoints.restore(state) == step
+
+    def test_disk_that_becomes_read_only_is_named_and_harms_no_checkpoint(self, small_disk):
+        directory, mount = small_disk
+        checkpoints = Checkpoints(str(directory))
+        checkpoints.save(1, large(1))
+        checkpoints.wait()
+        mount("ro")
+        checkpoints.save(2, large(2))
+        with pytest.raises(UserError, match=r"Read-only file system.* step 1"):
+            checkpoints.wait()
+        assert checkpoints.restore(large(0)) == 1
+
+    def test_read_only_directory_is_refused_before_training(self, small_disk):
+        directory, mount = small_disk
+        mount("ro")
+        with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\)"):
+            train.train(Config(model_dir=str(directory / "run"), **TINY).validate())
+
+
+class ClockTest:
+    def test_newest_is_the_last_step_whatever_the_clock_said(self, tmp_path):
+        checkpoints = Checkpoints(str(tmp_path), keep=2)
+        for step, clock in ((1, 3_000), (2, 2_000), (3, 1_000)):
+            checkpoints.save(step, large(step))
+            checkpoints.wait()
+            for entry in os.listdir(checkpoints.directory):
+                os.utime(os.path.join(checkpoints.directory, entry), (clock, clock))
+        assert checkpoints.steps() == [2, 3]
+        assert checkpoints.restore(large(0)) == 3
+
+    def test_saving_by_time_does_not_follow_the_clock(self, tmp_path, monkeypatch):
+        """The wall clock goes back a year at every look; checkpoints are due by the time that has really passed."""
+        real, jumps = time.time, iter(range(10**9))
+        monkeypatch.setattr(time, "time", lambda: real() - next(jumps) * 3.15e7)
+        passed = iter(range(0, 10**9, 60))
+        monkeypatch.setattr(train.time, "monotonic", lambda: next(passed))
+        config = Config(model_dir=str(tmp_path), train_steps=4, steps_per_loop=1, save_checkpoint_secs=30, **TINY)
+        train.train(config.validate())
+        assert Checkpoints(str(tmp_path)).steps() == [0, 1, 2, 3, 4]
+
+
+# sagan-train, killed while it writes a checkpoint: at the n-th flush, of which a checkpoint has three (two files, its directory).
+KILLED_WHILE_WRITING = """
+    import os, signal, sys
+    from sagan_tf import checkpoints, train
+
+    sync, flushes, last = checkpoints._sync, [], int(sys.argv.pop(1))
+
+    def sync_or_die(path):
+        flushes.append(path)
+        if len(flushes) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(path)
+
+    checkpoints._sync = sync_or_die
+    train.run()
+"""
+
+
+@pytest.mark.slow
+class KillTest:
+    FLAGS = (
+        *(f"--{name}={value}" for name, value in TINY.items()),
+        "--dataset=twins",
+        "--ema_decay=0.5",
+        "--deterministic",
+        "--steps_per_loop=4",
+        "--save_checkpoint_steps=20",
+        "--save_summaries_steps=10",
+        "--save_samples_steps=1000",
+        "--train_steps=400",
+    )
+
+    def finish(self, model_dir):
+        result = subprocess.run([sys.executable, "-m", "sagan_tf.train", *self.FLAGS, f"--model_dir={model_dir}"])
+        assert result.returncode == 0
+
+    def test_twenty_kills_change_nothing(self, tmp_path):
+        self.finish(tmp_path / "whole")
+        draw, checkpoints, lost = random.Random(0), Checkpoints(str(tmp_path / "killed"), keep=1000), []
+        for kill in range(20):
+            command = [sys.executable, "-m", "sagan_tf.train"]
+            while_writing = kill % 4 == 3
+            if while_writing:
+                command = [sys.executable, "-c", textwrap.dedent(KILLED_WHILE_WRITING), str(draw.randint(1, 6))]
+            process = subprocess.Popen([*command, *self.FLAGS, f"--model_dir={tmp_path / 'killed'}"], stderr=subprocess.PIPE)
+            if not while_writing:
+                # From before the first step of this process to some seconds into its training.
+                time.sleep(draw.uniform(0, 30))
+                process.kill()
+            process.communicate()
+            if process.returncode == 0:
+                break  # The run came to its end meanwhile.
+            assert process.returncode == -signal.SIGKILL
+            steps = checkpoints.steps()
+            lost.append(steps[-1] if steps else None)
+        print(f"{len(lost)} kills; the newest checkpoint after each: {lost}")
+        self.finish(tmp_path / "killed")
+        readers = [tf.train.load_checkpoint(Checkpoints(str(tmp_path / name)).path(400)) for name in ("whole", "killed")]
+        assert readers[0].get_variable_to_shape_map() == readers[1].get_variable_to_shape_map()
+        for name in readers[0].get_variable_to_shape_map():
+            np.testing.assert_array_equal(readers[0].get_tensor(name), readers[1].get_tensor(name), err_msg=name)
+        grids = [(tmp_path / name / "samples" / "00000400.png").read_bytes() for name in ("whole", "killed")]
+        assert grids[0] == grids[1]
+
+
+@pytest.mark.slow
+class LongRunTest:
+    def test_memory_stays_flat_and_nothing_is_traced_again(self):
+        def resident():
+            with open("/proc/self/statm", encoding="ascii") as file:
+                return int(file.read().split()[1])
+
+        trainer = Trainer(Config(**TINY).validate())
+        iterator = train.batches(trainer, data.open_source(trainer.config))
+        trainer.train(iterator, tf.constant(200))
+        traces, before = trainer.train.experimental_get_tracing_count(), resident()
+        for _ in range(90):
+            trainer.train(iterator, tf.constant(20))
+        assert int(trainer.step) == 2000
+        assert trainer.train.experimental_get_tracing_count() == traces
+        print(f"resident pages: {before} after 200 steps, {resident()} after 2,000")
+        assert resident() < 1.02 * before
