@@ -1,6 +1,7 @@
 """From `--distribution` to a `tf.distribute` strategy."""
 
 import os
+import shutil
 
 import tensorflow as tf
 
@@ -48,7 +49,7 @@ def replicas(config: Config) -> tf.distribute.Strategy:
             raise UserError(f"No TPU answers at --tpu={config.tpu or 'local'} ({reason}).") from error
     if config.distribution == "multi_worker":
         # Before anything else that starts TensorFlow's devices.
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=_cluster_resolver())
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=cluster_resolver())
     gpus = tf.config.list_logical_devices("GPU")
     if config.distribution == "mirrored" or (config.distribution == "auto" and len(gpus) > 1):
         devices = gpus or tf.config.list_logical_devices("CPU")
@@ -59,11 +60,20 @@ def replicas(config: Config) -> tf.distribute.Strategy:
     return tf.distribute.OneDeviceStrategy(gpus[0].name if gpus else "/cpu:0")
 
 
-def _cluster_resolver() -> tf.distribute.cluster_resolver.ClusterResolver:
+def cluster_resolver() -> tf.distribute.cluster_resolver.ClusterResolver:
+    """Returns the cluster that the environment describes: `TF_CONFIG`, or that of a Slurm job's tasks.
+
+    Raises:
+      UserError: if there is neither.
+    """
     if "TF_CONFIG" in os.environ:
         return tf.distribute.cluster_resolver.TFConfigClusterResolver()
     if "SLURM_PROCID" in os.environ:
-        return tf.distribute.cluster_resolver.SlurmClusterResolver()
+        options = {}
+        if not shutil.which("nvidia-smi"):
+            # The resolver counts GPUs by it: where there are none, it is told of one for each task.
+            options = {"gpus_per_node": int(os.environ["SLURM_STEP_NUM_TASKS"]), "gpus_per_task": 1, "auto_set_gpu": False}
+        return tf.distribute.cluster_resolver.SlurmClusterResolver(**options)
     raise UserError("--distribution=multi_worker finds neither TF_CONFIG nor a Slurm job in the environment: set one.")
 
 

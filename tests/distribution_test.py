@@ -241,6 +241,18 @@ class StrategyTest:
         with pytest.raises(UserError, match="TF_CONFIG"):
             distribution.make_strategy(Config(distribution="multi_worker"))
 
+    @pytest.mark.parametrize("task", [0, 1])
+    def test_cluster_of_a_slurm_job(self, monkeypatch, task):
+        """Two nodes without GPUs, as `srun` describes them to its tasks."""
+        monkeypatch.delenv("TF_CONFIG", raising=False)
+        monkeypatch.setattr(distribution.shutil, "which", lambda _: None)
+        job = {"PROCID": str(task), "STEP_NODELIST": "node[07-08]", "STEP_TASKS_PER_NODE": "1(x2)", "STEP_NUM_TASKS": "2"}
+        for name, value in job.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        resolver = distribution.cluster_resolver()
+        assert resolver.cluster_spec().as_dict() == {"worker": ["node07:8888", "node08:8888"]}
+        assert (resolver.task_type, resolver.task_id) == ("worker", task)
+
     def test_auto_without_gpus_is_one_device(self):
         strategy = distribution.make_strategy(Config())
         assert strategy.num_replicas_in_sync == 1

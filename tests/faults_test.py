@@ -44,9 +44,7 @@ class DiskTest:
     def test_full_disk_is_named_and_harms_no_checkpoint(self, small_disk):
         directory, mount = small_disk
         checkpoints = Checkpoints(str(directory), keep=100)
-        with pytest.raises(
-            UserError, match=r"could not be written .*free some space.* The last complete checkpoint is"
-        ):
+        with pytest.raises(UserError, match=r"could not be written .*free some space.* The last complete checkpoint is"):
             for step in range(1, 100):
                 checkpoints.save(step, large(step))
                 checkpoints.wait()
@@ -131,7 +129,7 @@ class KillTest:
         "--save_checkpoint_steps=20",
         "--save_summaries_steps=10",
         "--save_samples_steps=1000",
-        "--train_steps=400",
+        "--train_steps=2000",
     )
 
     def finish(self, model_dir):
@@ -147,23 +145,28 @@ class KillTest:
             if while_writing:
                 command = [sys.executable, "-c", textwrap.dedent(KILLED_WHILE_WRITING), str(draw.randint(1, 6))]
             process = subprocess.Popen([*command, *self.FLAGS, f"--model_dir={tmp_path / 'killed'}"], stderr=subprocess.PIPE)
-            if not while_writing:
-                # From before the first step of this process to some seconds into its training.
-                time.sleep(draw.uniform(0, 30))
+            if kill % 4 == 2:  # Before its first step, mostly.
+                time.sleep(draw.uniform(0, 10))
+                process.kill()
+            elif not while_writing:
+                goal = (checkpoints.steps() or [0])[-1] + 20 * draw.randint(0, 2)
+                while (checkpoints.steps() or [-1])[-1] < goal:
+                    assert process.poll() is None
+                    time.sleep(0.01)
+                time.sleep(draw.uniform(0, 0.5))
                 process.kill()
             process.communicate()
-            if process.returncode == 0:
-                break  # The run came to its end meanwhile.
             assert process.returncode == -signal.SIGKILL
             steps = checkpoints.steps()
             lost.append(steps[-1] if steps else None)
+        assert len(lost) == 20
         print(f"{len(lost)} kills; the newest checkpoint after each: {lost}")
         self.finish(tmp_path / "killed")
-        readers = [tf.train.load_checkpoint(Checkpoints(str(tmp_path / name)).path(400)) for name in ("whole", "killed")]
+        readers = [tf.train.load_checkpoint(Checkpoints(str(tmp_path / name)).path(2000)) for name in ("whole", "killed")]
         assert readers[0].get_variable_to_shape_map() == readers[1].get_variable_to_shape_map()
         for name in readers[0].get_variable_to_shape_map():
             np.testing.assert_array_equal(readers[0].get_tensor(name), readers[1].get_tensor(name), err_msg=name)
-        grids = [(tmp_path / name / "samples" / "00000400.png").read_bytes() for name in ("whole", "killed")]
+        grids = [(tmp_path / name / "samples" / "00002000.png").read_bytes() for name in ("whole", "killed")]
         assert grids[0] == grids[1]
 
 
