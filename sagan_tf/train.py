@@ -16,7 +16,7 @@ from absl import logging
 from tqdm import tqdm
 
 from sagan_tf import config as config_lib
-from sagan_tf import data, distribution, visualization
+from sagan_tf import data, diagnosis, distribution, visualization
 from sagan_tf.checkpoints import Checkpoints, write_file
 from sagan_tf.config import Config
 from sagan_tf.data import twins
@@ -213,6 +213,7 @@ class Reporter:
         )
         self._writer = tf.summary.create_file_writer(os.path.join(self.config.model_dir, "summaries"))
         self._classifier = None
+        self._diagnosis = diagnosis.Diagnosis()
         self.evaluated = ""
         self._history: list[np.ndarray] = []
         self._since = time.monotonic()
@@ -245,6 +246,7 @@ class Reporter:
         self._bar.set_postfix(shown)
         if self._bar.disable:
             logging.info("step %d: %s", step, ", ".join(f"{name} {value}" for name, value in shown.items()))
+        self._warn(self._diagnosis.of_metrics(step, means, gammas))
         with self._writer.as_default(step):
             for name, value in means.items():
                 tf.summary.scalar(name.replace("_", "/", 1) if name.startswith("logits") else f"training/{name}", value)
@@ -258,6 +260,10 @@ class Reporter:
             tf.summary.scalar("images_per_second", rate)
         self._writer.flush()
         self._history, self._since = [], time.monotonic()
+
+    def _warn(self, sentences: list[str]) -> None:
+        for sentence in sentences:
+            logging.warning("%s", sentence)
 
     def evaluate(self, step: int, source: data.Source) -> None:
         """Measures the generator as `sagan-evaluate` does, and keeps the checkpoint if its FID is the best."""
@@ -276,19 +282,26 @@ class Reporter:
         evaluation.append(self.config.model_dir, step, record)
         self.evaluated = f"Step {step}:\n{evaluation.table(record)}"
         logging.info("%s", self.evaluated)
+        records = evaluation.read(self.config.model_dir)
+        fids = [other["values"]["fid"] for other in records if other["protocol"] == record["protocol"]]
+        self._warn(self._diagnosis.of_fids(step, fids))
         self._since += time.monotonic() - began  # Not training time.
 
     def _sample(self, step: int) -> None:
         began = time.monotonic()
         z, labels = visualization.grid_inputs(self.config.z_dim, self.config.num_classes, self.config.seed)
-        sheet = visualization.grid(visualization.generate(self.trainer.sampler, z, labels), visualization.GRID_COLUMNS)
+        images = visualization.generate(self.trainer.sampler, z, labels)
+        sheet = visualization.grid(images, visualization.GRID_COLUMNS)
+        deviation = diagnosis.deviation_over_z(images, labels.numpy())
         visualization.save_png(os.path.join(samples_dir(self.config), f"{step:08d}.png"), sheet)
         with self._writer.as_default(step):
             tf.summary.image("samples", sheet[None])
+            tf.summary.scalar("samples/deviation_over_z", deviation)
             if self.config.dataset == "twins":
                 score = agreement(self.trainer)
                 tf.summary.scalar("twins/agreement", score)
                 logging.info("step %d: agreement of the twins %.3f", step, score)
+        self._warn(self._diagnosis.of_samples(step, deviation))
         self._since += time.monotonic() - began  # Not training time.
 
 
