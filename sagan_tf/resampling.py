@@ -19,10 +19,13 @@ All images are NHWC and kernels `[height, width, in, out]`.
 
 from keras import ops
 
-# Below these sizes of the low-resolution feature map the plain form is at least as fast on a
-# CPU: few positions share the larger kernel. `tools/benchmark.py` measures both.
-MIN_FUSED_UP = 16
-MIN_FUSED_DOWN = 16
+# Below these sizes of the low-resolution feature map the plain form is faster: few positions share the summed kernel. On
+# a CPU core, widths of 128 px, batch 16, forward and backward, the fused form is as fast as this (float32, bfloat16):
+#   up from    4: 0.88, 0.61    8: 1.53, 1.23    16: 1.96, 1.69    32: 2.33, 1.96    64: 2.24, 2.14
+#   down to    4: 0.93, 0.67    8: 1.62, 1.28    16: 2.00, 1.69    32: 2.23, 1.82    64: 2.03, 1.94
+# (16 and larger at batch 4; `tools/benchmark.py --parts=resampling`, 2026-11-21.) Other devices get the same rule, unmeasured.
+MIN_FUSED_UP = 8
+MIN_FUSED_DOWN = 8
 
 
 def use_fused(mode: str, low_resolution: int, least: int) -> bool:
