@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
 
-COMMANDS = ("train", "sample", "export", "evaluate")
+COMMANDS = ("train", "sample", "attention", "export", "evaluate", "report")
 
 setup(
     name="sagan_tf",
@@ -23,7 +23,7 @@ setup(
         "keras>=3.9",
         "numpy",
         "absl-py",
-        "pillow",
+        "pillow>=10.4",
         "tqdm",
         "tensorboard",
         "google-crc32c",
@@ -38,8 +38,9 @@ setup(
         "importlib_resources",
     ],
     extras_require={
-        "test": ["pytest", "scipy", "ruff"],
+        "test": ["pytest", "pytest-xdist", "scipy", "selenium", "matplotlib", "ruff"],
         "jax": ["jax"],
+        "report": ["matplotlib"],
     },
     entry_points={"console_scripts": [f"sagan-{name}=sagan_tf.{name}:run" for name in COMMANDS]},
 )

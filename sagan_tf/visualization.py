@@ -3,14 +3,19 @@
 import io
 import math
 import os
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 GRID_CLASSES = 10
 GRID_COLUMNS = 8
+# Of tables and animations: small images are enlarged by whole factors to about this height, in pixels.
+TILE, FRAME = 128, 300
+_FONT_SIZE, _GAP = 12, 6
+FRAME_MILLISECONDS = 80
 
 
 def to_uint8(images) -> np.ndarray:
@@ -39,14 +44,80 @@ def grid(images, columns: int, padding: int = 2) -> np.ndarray:
     return sheet
 
 
+def enlarge(image: np.ndarray, least: int) -> np.ndarray:
+    """Repeats the pixels of `[H, W, 3]` by the largest whole factor that leaves it no higher than `least`, or 1."""
+    factor = max(least // len(image), 1)
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def table(
+    images: Sequence[Sequence[np.ndarray]],
+    row_names: Sequence[str],
+    column_names: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
+) -> np.ndarray:
+    """Lays images out on white with names of the rows at the left and of the columns above.
+
+    Args:
+      images: rows of as many uint8 `[H, W, 3]` each, all of one size.
+      row_names: one for each row.
+      column_names: one for each column, or none.
+      captions: a text of one or more lines below each image, or none.
+
+    Returns:
+      uint8 `[height, width, 3]`.
+    """
+    tiles = [[enlarge(image, TILE) for image in row] for row in images]
+    font = ImageFont.load_default(_FONT_SIZE)
+    lines = max((text.count("\n") + 1 for row in captions for text in row), default=0)
+    text_height = lines * (_FONT_SIZE + 4)
+    # A column is as wide as the widest of its image and the texts.
+    texts = [*column_names, *(line for row in captions for text in row for line in text.split("\n"))]
+    side = tiles[0][0].shape[0]
+    across = max([side, *(math.ceil(font.getlength(text)) for text in texts)]) + _GAP
+    left = max(math.ceil(font.getlength(name)) for name in row_names) + 2 * _GAP
+    top = _FONT_SIZE + 2 * _GAP if column_names else _GAP
+    down = side + text_height + _GAP
+    sheet = Image.new("RGB", (left + across * len(tiles[0]), top + down * len(tiles)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for j, name in enumerate(column_names):
+        draw.text((left + j * across + side / 2, top / 2), name, "black", font, anchor="mm")
+    for i, row in enumerate(tiles):
+        draw.text((left - _GAP, top + i * down + side / 2), row_names[i], "black", font, anchor="rm")
+        for j, tile in enumerate(row):
+            sheet.paste(Image.fromarray(tile), (left + j * across, top + i * down))
+            if captions:
+                centre = (left + j * across + side / 2, top + i * down + side + 3)
+                draw.multiline_text(centre, captions[i][j], (90, 90, 90), font, anchor="ma", align="center", spacing=3)
+    return np.asarray(sheet)
+
+
 def save_png(path: str, image: np.ndarray) -> None:
     """Writes a uint8 image, making the directory if need be; whole or not at all."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     encoded = io.BytesIO()
     Image.fromarray(image).save(encoded, format="PNG")
+    _write(path, encoded.getvalue())
+
+
+def save_animation(path: str, frames: Sequence[np.ndarray]) -> None:
+    """Writes frames as an endless animation, whole or not at all.
+
+    Args:
+      path: `.webp` for lossless WebP; else GIF, whose frames keep 256 colours each.
+      frames: uint8 `[H, W, 3]`, all of one size.
+    """
+    form = {"format": "WEBP", "lossless": True} if path.lower().endswith(".webp") else {"format": "GIF"}
+    first, *others = [Image.fromarray(enlarge(frame, FRAME)) for frame in frames]
+    encoded = io.BytesIO()
+    first.save(encoded, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0, **form)
+    _write(path, encoded.getvalue())
+
+
+def _write(path: str, content: bytes) -> None:
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     temporary = f"{path}.tmp"
     with open(temporary, "wb") as file:
-        file.write(encoded.getvalue())
+        file.write(content)
     os.replace(temporary, path)
 
 
@@ -64,20 +135,22 @@ def draw_z(numbers: tf.Tensor, z_dim: int, seed: int, truncation: float = 0.0) -
       numbers: int64 `[B]`.
       z_dim: dimensions of z.
       seed: of the draws.
-      truncation: largest absolute value of a component, the normal distribution being cut off there; 0: none.
+      truncation: largest absolute value of a component, the normal distribution being cut off there; 0: none. Draws of
+        one number under different bounds have the same quantiles.
 
     Returns:
       float32 `[B, z_dim]`.
     """
-    # The part of the distribution below the cut; a uniform draw from the rest, put through the quantile function.
+    # The part of the distribution below the cut; what is left of it is stretched over all of the draw's quantiles, so
+    # that a tighter bound moves the same sample towards the mean and no bound leaves it as drawn.
     below = 0.5 * (1.0 + math.erf(-truncation / math.sqrt(2.0))) if truncation else 0.0
 
     def draw(number):
-        key = tf.stack([tf.constant(seed, tf.int64), number])
+        z = tf.random.stateless_normal([z_dim], tf.stack([tf.constant(seed, tf.int64), number]))
         if not truncation:
-            return tf.random.stateless_normal([z_dim], key)
-        uniform = tf.random.stateless_uniform([z_dim], key, below, 1.0 - below, tf.float64)
-        return tf.cast(tf.math.ndtri(uniform), tf.float32)
+            return z
+        quantile = 0.5 * tf.math.erfc(-tf.cast(z, tf.float64) / math.sqrt(2.0))
+        return tf.cast(tf.math.ndtri(below + (1.0 - 2.0 * below) * quantile), tf.float32)
 
     return tf.map_fn(draw, tf.cast(numbers, tf.int64), fn_output_signature=tf.float32)
 
