@@ -35,7 +35,10 @@ def use_fused(mode: str, low_resolution: int, least: int) -> bool:
 
 def upsample(images):
     """Nearest-neighbour upsampling: `[B, H, W, C]` to `[B, 2H, 2W, C]`."""
-    return ops.repeat(ops.repeat(images, 2, axis=1), 2, axis=2)
+    # `ops.repeat` would hide the shape from TFLite, `ops.image.resize` has no gradient in XLA.
+    _, height, width, channels = images.shape
+    rows = ops.reshape(ops.concatenate([images, images], axis=-1), (-1, height, 1, 2 * width * channels))
+    return ops.reshape(ops.concatenate([rows, rows], axis=2), (-1, 2 * height, 2 * width, channels))
 
 
 def average_pool(images):
