@@ -42,7 +42,7 @@ def jax_environment():
 class JaxTest:
     def test_layers_pass_their_numeric_tests(self, jax_environment):
         files = [os.path.join(HERE, name) for name in ("layers_test.py", "resampling_test.py")]
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", *files]
         result = subprocess.run(command, env=jax_environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stdout
 

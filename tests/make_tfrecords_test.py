@@ -134,7 +134,9 @@ class RestartTest:
         command = [sys.executable, TOOL, f"--input={folder}", f"--output={output}", "--size=256", "--shards=60", "--workers=1"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         deadline = time.monotonic() + 60
-        while len(list(output.glob("*.tfrecord"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+        while time.monotonic() < deadline and process.poll() is None:
+            if (output / "manifest.json").exists() and len(manifest(output)["shards"]) >= 2:
+                break
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
