@@ -31,8 +31,9 @@ def power_iteration(matrix, u, epsilon: float = 1e-12):
       Both are differentiable with respect to `matrix`, as in the reference.
     """
     v = _l2_normalize(ops.matmul(u, ops.transpose(matrix)), epsilon)  # [1, K]
-    u = _l2_normalize(ops.matmul(v, matrix), epsilon)  # [1, C]
-    sigma = ops.sum(ops.matmul(v, matrix) * u)
+    projected = ops.matmul(v, matrix)  # [1, C]
+    u = _l2_normalize(projected, epsilon)
+    sigma = ops.sum(projected * u)
     return sigma, u
 
 
@@ -83,7 +84,7 @@ class _SpectralNormLayer(keras.layers.Layer):
             sigma = ops.sum(ops.matmul(v, self._matrix(weight)) * ops.stop_gradient(u))
         if training:
             self.u.assign(ops.stop_gradient(u))
-        return weight / sigma
+        return weight * (1.0 / sigma)  # A quotient's gradient would pass over the weight five times, a product's two.
 
     def get_config(self):
         return {

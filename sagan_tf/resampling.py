@@ -12,11 +12,13 @@ kernel's taps first gives the same function (to float32 rounding) from fewer pro
 * a 1x1 convolution commutes with both, so it runs at the lower resolution.
 
 In two dimensions a 3x3 kernel becomes the sum of the four shifts of its zero-padded self, 4x4,
-and 16 products per low-resolution position replace 36.
+and 16 products per low-resolution position replace 36. The sum is itself a product with the
+constant `[16, 9]` matrix `SUM_SHIFTS`, which reads and writes each kernel once.
 
 All images are NHWC and kernels `[height, width, in, out]`.
 """
 
+import numpy as np
 from keras import ops
 
 # Below these sizes of the low-resolution feature map the plain form is faster: few positions share the summed kernel. On
@@ -26,6 +28,10 @@ from keras import ops
 # (16 and larger at batch 4; `tools/benchmark.py --parts=resampling`, 2026-11-21.) Other devices get the same rule, unmeasured.
 MIN_FUSED_UP = 8
 MIN_FUSED_DOWN = 8
+
+# Along one axis each of the three taps goes to two of the four.
+_SHIFTS = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], np.float32)
+SUM_SHIFTS = np.kron(_SHIFTS, _SHIFTS)
 
 
 def use_fused(mode: str, low_resolution: int, least: int) -> bool:
@@ -46,10 +52,11 @@ def average_pool(images):
     return ops.average_pool(images, 2, strides=2, padding="valid", data_format="channels_last")
 
 
-def _sum_shifts(kernel):
-    """Adds the four shifts of a 3x3 kernel in a 4x4 frame."""
-    kernel = ops.pad(kernel, ((1, 0), (0, 0), (0, 0), (0, 0))) + ops.pad(kernel, ((0, 1), (0, 0), (0, 0), (0, 0)))
-    return ops.pad(kernel, ((0, 0), (1, 0), (0, 0), (0, 0))) + ops.pad(kernel, ((0, 0), (0, 1), (0, 0), (0, 0)))
+def _sum_shifts(kernel, matrix):
+    """Makes a 4x4 kernel of a 3x3 one: each tap is the sum of those that its row of the matrix takes."""
+    _, _, inputs, outputs = kernel.shape
+    summed = ops.matmul(ops.cast(matrix, kernel.dtype), ops.reshape(kernel, (9, inputs * outputs)))
+    return ops.reshape(summed, (4, 4, inputs, outputs))
 
 
 def upsample_conv(images, kernel, mode: str = "auto"):
@@ -64,7 +71,8 @@ def upsample_conv(images, kernel, mode: str = "auto"):
         return ops.conv(upsample(images), kernel, padding="same", data_format="channels_last")
     if kernel.shape[0] == 1:
         return upsample(ops.conv(images, kernel, padding="same", data_format="channels_last"))
-    fused = ops.transpose(ops.flip(_sum_shifts(kernel), axis=(0, 1)), (0, 1, 3, 2))  # [4, 4, F, C]
+    # The transposed convolution wants its kernel turned around: `[4, 4, F, C]`, taps from last to first.
+    fused = ops.transpose(_sum_shifts(kernel, SUM_SHIFTS[::-1]), (0, 1, 3, 2))
     return ops.conv_transpose(images, fused, strides=2, padding="same", data_format="channels_last")
 
 
@@ -80,4 +88,4 @@ def conv_average_pool(images, kernel, mode: str = "auto"):
         return average_pool(ops.conv(images, kernel, padding="same", data_format="channels_last"))
     if kernel.shape[0] == 1:
         return ops.conv(average_pool(images), kernel, padding="same", data_format="channels_last")
-    return ops.conv(images, _sum_shifts(kernel) / 4, strides=2, padding="same", data_format="channels_last")
+    return ops.conv(images, _sum_shifts(kernel, SUM_SHIFTS / 4), strides=2, padding="same", data_format="channels_last")
