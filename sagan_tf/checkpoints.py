@@ -245,12 +245,22 @@ def restore(model_dir: str, use_ema: bool | None = None, step: int | None = None
     Raises:
       UserError: if the directory is not that of a run, has no such checkpoint, or has no average.
     """
+    return restore_with_step(model_dir, use_ema, step)[:2]
+
+
+def restore_with_step(model_dir: str, use_ema: bool | None = None, step: int | None = None) -> tuple[keras.Model, keras.Model, int]:
+    """Returns what `restore` does, and the step of the checkpoint: a damaged newest one is passed over.
+
+    Raises:
+      UserError: as `restore`.
+    """
     config = config_lib.load(model_dir)
     if use_ema and not config.ema_decay:
         raise UserError(f"--model_dir={model_dir} was trained without an averaged generator (--ema_decay=0).")
     name = "ema_generator" if (config.ema_decay if use_ema is None else use_ema) else "generator"
     generator, discriminator = networks.generator(config), networks.discriminator(config)
     state = model_state(name, generator) | model_state("discriminator", discriminator)
-    if Checkpoints(model_dir).restore(state, step, partial=True) is None:
+    restored = Checkpoints(model_dir).restore(state, step, partial=True)
+    if restored is None:
         raise UserError(f"--model_dir={model_dir} holds no checkpoint yet: train first.")
-    return generator, discriminator
+    return generator, discriminator, restored

@@ -8,6 +8,7 @@ from where later commands read them back.
 import dataclasses
 import json
 import os
+import shlex
 from typing import Any
 
 from sagan_tf.errors import UserError
@@ -215,11 +216,31 @@ class Config:
         """Returns a copy with some settings changed."""
         return dataclasses.replace(self, **changes)
 
+    def non_default(self) -> dict[str, Any]:
+        """Returns the settings that differ from their defaults, without `model_dir`."""
+        fields = [field for field in dataclasses.fields(self) if field.name != "model_dir"]
+        return {field.name: getattr(self, field.name) for field in fields if getattr(self, field.name) != field.default}
+
     def to_json(self) -> str:
         """Returns the settings as JSON text; `model_dir` is left out, so that a run can be moved."""
         settings = dataclasses.asdict(self)
         del settings["model_dir"]
         return json.dumps(settings, indent=2) + "\n"
+
+
+def show(value: Any) -> str:
+    """Returns a setting, or an entry of a protocol, as a person reads it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    return json.dumps(value) if isinstance(value, bool) or value == "" else str(value)
+
+
+def reproduce_command(config: Config, model_dir: str) -> str:
+    """Returns the shell command that trains with the same settings into `model_dir`."""
+    words = ["sagan-train"]
+    for name, value in config.non_default().items():
+        words.append(f"--{'' if value else 'no'}{name}" if isinstance(value, bool) else f"--{name}={value}")
+    return " ".join(shlex.quote(word) for word in [*words, f"--model_dir={model_dir}"])
 
 
 def load(model_dir: str) -> Config:

@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -472,12 +472,29 @@ def append(directory: str, step: int, record: dict) -> None:
 
 
 def read(directory: str) -> list[dict]:
-    """Returns the records of a run, oldest first; none if it has not been evaluated."""
+    """Returns the records of a run, oldest first; none if it has not been evaluated.
+
+    Raises:
+      UserError: if a line is no record.
+    """
     path = os.path.join(directory, METRICS_FILE)
     if not os.path.exists(path):
         return []
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    try:
+        with open(path, encoding="utf-8") as file:
+            records = [json.loads(line) for line in file if line.strip()]
+        _ = [record[name] for record in records for name in ("step", "values", "protocol", "warnings")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove the damaged line.") from error
+    return records
+
+
+def by_protocol(records: Sequence[dict]) -> list[tuple[dict, list[dict]]]:
+    """Groups the records of a run by protocol, in the order in which protocols first occur: only equals compare."""
+    groups: dict[str, tuple[dict, list[dict]]] = {}
+    for record in records:
+        groups.setdefault(json.dumps(record["protocol"], sort_keys=True), (record["protocol"], []))[1].append(record)
+    return list(groups.values())
 
 
 def table(record: dict) -> str:

@@ -6,7 +6,6 @@ import dataclasses
 import html
 import importlib.metadata
 import io
-import json
 import os
 import platform
 import re
@@ -26,7 +25,7 @@ from tensorboard.util import tensor_util
 from sagan_tf import attention, evaluation, networks, visualization
 from sagan_tf import config as config_lib
 from sagan_tf.checkpoints import Checkpoints, restore, write_file
-from sagan_tf.config import Config
+from sagan_tf.config import Config, reproduce_command, show
 from sagan_tf.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -157,18 +156,10 @@ def _curve(points: Mapping[int, float]) -> Curve:
     return np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64)
 
 
-def by_protocol(records: Sequence[dict]) -> list[tuple[dict, list[dict]]]:
-    """Groups the records of a run by protocol, in the order in which protocols first occur: only equals compare."""
-    groups: dict[str, tuple[dict, list[dict]]] = {}
-    for record in records:
-        groups.setdefault(json.dumps(record["protocol"], sort_keys=True), (record["protocol"], []))[1].append(record)
-    return list(groups.values())
-
-
 def metric_curves(records: Sequence[dict]) -> dict[str, Curve]:
     """Returns the metrics over steps by `metrics/NAME`, with the protocol's number behind it from the second on."""
     curves = {}
-    for number, (_, group) in enumerate(by_protocol(records), start=1):
+    for number, (_, group) in enumerate(evaluation.by_protocol(records), start=1):
         for name in dict.fromkeys(name for record in group for name in record["values"]):
             points = {record["step"]: record["values"][name] for record in group if name in record["values"]}
             curves[f"metrics/{name}" + (f" (protocol {number})" if number > 1 else "")] = _curve(points)
@@ -186,11 +177,7 @@ def load_run(directory: str, name: str = "") -> Run:
       UserError: if it is not the directory of a run, or nothing is recorded there yet.
     """
     config = config_lib.load(directory)
-    try:
-        records = [record for record in evaluation.read(directory) if record["values"] and record["protocol"]]
-    except (ValueError, KeyError, TypeError) as error:
-        path = os.path.join(directory, evaluation.METRICS_FILE)
-        raise UserError(f"{path} cannot be read ({error}): remove the damaged line.") from error
+    records = [record for record in evaluation.read(directory) if record["values"] and record["protocol"]]
     # metrics.jsonl has these with their protocol.
     scalars = read_scalars(os.path.join(directory, "summaries"))
     curves = {tag: curve for tag, curve in scalars.items() if not tag.startswith("metrics/")} | metric_curves(records)
@@ -211,20 +198,6 @@ def split_directories(text: str) -> list[str]:
     if len({os.path.abspath(name) for name in names}) < len(names):
         raise UserError(f"--model_dir={text} names a run twice: name different ones.")
     return names
-
-
-def non_default(config: Config) -> dict[str, Any]:
-    """Returns the settings that differ from their defaults, without `model_dir`."""
-    fields = [field for field in dataclasses.fields(Config) if field.name != "model_dir"]
-    return {field.name: getattr(config, field.name) for field in fields if getattr(config, field.name) != field.default}
-
-
-def reproduce_command(config: Config, model_dir: str) -> str:
-    """Returns the shell command that trains with the same settings into `model_dir`."""
-    words = ["sagan-train"]
-    for name, value in non_default(config).items():
-        words.append(f"--{'' if value else 'no'}{name}" if isinstance(value, bool) else f"--{name}={value}")
-    return " ".join(shlex.quote(word) for word in [*words, f"--model_dir={model_dir}"])
 
 
 def differences(configs: Sequence[Config]) -> dict[str, list]:
@@ -431,12 +404,6 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence], numeric: bool = False
     return f"{start}<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _setting(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {each}" for name, each in value.items())
-    return json.dumps(value) if isinstance(value, bool) or value == "" else str(value)
-
-
 def _curves(runs: Sequence[Run]) -> str:
     drawn = [f"<figure>{plot(*panel, runs, f'c{number}')}</figure>" for number, panel in enumerate(panels(runs))]
     longest = max(len(steps) for run in runs for steps, _ in run.curves.values())
@@ -445,10 +412,10 @@ def _curves(runs: Sequence[Run]) -> str:
 
 
 def _configuration(config: Config) -> str:
-    own = non_default(config)
-    first = [(f"--{name}", _setting(value), _setting(getattr(Config(), name))) for name, value in own.items()]
+    own = config.non_default()
+    first = [(f"--{name}", show(value), show(getattr(Config(), name))) for name, value in own.items()]
     rest = [field.name for field in dataclasses.fields(Config) if field.name not in own and field.name != "model_dir"]
-    others = _table(("setting", "value"), [(f"--{name}", _setting(getattr(config, name))) for name in rest])
+    others = _table(("setting", "value"), [(f"--{name}", show(getattr(config, name))) for name in rest])
     return (
         _table(("setting", "value", "default"), first)
         + f"<details><summary>{len(rest)} settings at their defaults</summary>{others}</details>"
@@ -458,7 +425,7 @@ def _configuration(config: Config) -> str:
 def _metrics(run: Run) -> str:
     if not run.records:
         return f"<p>Not measured yet: <code>{_text(f'sagan-evaluate --model_dir={shlex.quote(run.directory)}')}</code></p>"
-    parts, groups = [], by_protocol(run.records)
+    parts, groups = [], evaluation.by_protocol(run.records)
     for number, (protocol, records) in enumerate(groups, start=1):
         if len(groups) > 1:
             parts.append(f"<h3>Protocol {number}</h3>")
@@ -470,7 +437,7 @@ def _metrics(run: Run) -> str:
             rows.append((name, _number(value), f"{last['step']:,}", _number(top[0]) if at else "", at))
         parts.append(_table(("metric", "last", "at step", "best", "at step"), rows, numeric=True))
         parts += [f'<p class="warning">{_text(warning)}</p>' for warning in dict.fromkeys(last["warnings"])]
-        settings = [(name, _setting(value)) for name, value in protocol.items()]
+        settings = [(name, show(value)) for name, value in protocol.items()]
         parts.append(f"<details open><summary>How it was measured</summary>{_table(('protocol', 'value'), settings)}</details>")
     return "".join(parts)
 
@@ -493,7 +460,8 @@ def _comparison(runs: Sequence[Run]) -> str:
         rows.append(("images per second, median", *(f"{np.median(rate[1]):.4g}" if rate else "" for rate in rates)))
     # Of each run the protocol of its last record.
     latest = [
-        next(group for group in by_protocol(run.records) if run.records[-1] in group[1]) if run.records else None for run in runs
+        next(group for group in evaluation.by_protocol(run.records) if run.records[-1] in group[1]) if run.records else None
+        for run in runs
     ]
     names = dict.fromkeys(name for group in latest if group for record in group[1] for name in record["values"])
     for name in names:
@@ -511,7 +479,7 @@ def _comparison(runs: Sequence[Run]) -> str:
     keys = dict.fromkeys(key for protocol in protocols for key in protocol)
     differing = [key for key in keys if any(p.get(key) != next(filter(None, protocols)).get(key) for p in protocols if p)]
     if differing:
-        settings = [(key, *(_setting(p[key]) if key in p else "" for p in protocols)) for key in differing]
+        settings = [(key, *(show(p[key]) if key in p else "" for p in protocols)) for key in differing]
         page += '<p class="warning">The metrics were measured differently: compare with care.</p>' + _table(heads, settings)
     return page
 
@@ -541,7 +509,7 @@ def page(runs: Sequence[Run]) -> str:
     else:
         title = " and ".join(run.name for run in runs) if len(runs) == 2 else f"{len(runs)} runs compared"
         lead = ", ".join(run.directory for run in runs)
-        differing = [(f"--{name}", *map(_setting, values)) for name, values in differences([run.config for run in runs]).items()]
+        differing = [(f"--{name}", *map(show, values)) for name, values in differences([run.config for run in runs]).items()]
         settings = (
             _table(["setting", *(_text(run.name) for run in runs)], differing) if differing else "<p>All settings are equal.</p>"
         )

@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import shlex
 
 import pytest
+from absl import flags
 
+from sagan_tf import cli
 from sagan_tf import config as config_lib
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
@@ -76,3 +79,38 @@ class ReconcileTest:
 
     def test_unspecified_class_count_means_the_saved_one(self):
         assert config_lib.reconcile(Config(num_classes=6), {"num_classes": -1}).num_classes == 6
+
+
+class CommandTest:
+    """The command to reproduce, given to sagan-train, means the same configuration."""
+
+    @pytest.fixture
+    def parse(self, monkeypatch):
+        holder = flags.FlagValues()
+        monkeypatch.setattr(cli, "FLAGS", holder)
+        define = {kind: lambda *a, f=f: f(*a, flag_values=holder) for kind, f in cli._DEFINE.items()}
+        monkeypatch.setattr(cli, "_DEFINE", define)
+        cli.define_config_flags()
+
+        def call(command):
+            name, *words = shlex.split(command)
+            assert name == "sagan-train"
+            assert len(holder([name, *words])) == 1
+            return cli.config_from_flags()
+
+        return call
+
+    def test_parses_back_to_the_same_configuration(self, parse, tmp_path):
+        settings = {"attention_pooling": False, "deterministic": True, "dataset": "folder:/my 'images'/$x", "adam_epsilon": 1e-7}
+        settings |= {
+            "image_size": 64,
+            "num_classes": 5,
+            "ema_decay": 0.999,
+            "eval_every_steps": 7,
+            "model_dir": str(tmp_path / "a b"),
+        }
+        made = Config(**settings).validate()
+        assert parse(config_lib.reproduce_command(made, made.model_dir)) == made
+
+    def test_defaults_need_no_flags(self):
+        assert config_lib.reproduce_command(Config(), "x") == "sagan-train --model_dir=x"

@@ -4,7 +4,6 @@ import dataclasses
 import html.parser
 import json
 import os
-import shlex
 import shutil
 import sys
 import types
@@ -13,10 +12,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 from PIL import Image
 
-from sagan_tf import cli, evaluation, networks, report
+from sagan_tf import evaluation, networks, report
 from sagan_tf.checkpoints import Checkpoints, model_state
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
@@ -159,41 +157,6 @@ class ScalarsTest:
         np.testing.assert_allclose(thinned[0], steps.reshape(100, 10).mean(1))
         np.testing.assert_allclose(thinned[1], 2 * thinned[0])
         assert report.thin((steps, steps), 1000)[0] is steps
-
-
-class CommandTest:
-    """The command to reproduce, given to sagan-train, means the same configuration."""
-
-    @pytest.fixture
-    def parse(self, monkeypatch):
-        holder = flags.FlagValues()
-        monkeypatch.setattr(cli, "FLAGS", holder)
-        define = {kind: lambda *a, f=f: f(*a, flag_values=holder) for kind, f in cli._DEFINE.items()}
-        monkeypatch.setattr(cli, "_DEFINE", define)
-        cli.define_config_flags()
-
-        def call(command):
-            name, *words = shlex.split(command)
-            assert name == "sagan-train"
-            assert len(holder([name, *words])) == 1
-            return cli.config_from_flags()
-
-        return call
-
-    def test_parses_back_to_the_same_configuration(self, parse, tmp_path):
-        settings = {"attention_pooling": False, "deterministic": True, "dataset": "folder:/my 'images'/$x", "adam_epsilon": 1e-7}
-        settings |= {
-            "image_size": 64,
-            "num_classes": 5,
-            "ema_decay": 0.999,
-            "eval_every_steps": 7,
-            "model_dir": str(tmp_path / "a b"),
-        }
-        made = Config(**settings).validate()
-        assert parse(report.reproduce_command(made, made.model_dir)) == made
-
-    def test_defaults_need_no_flags(self):
-        assert report.reproduce_command(Config(), "x") == "sagan-train --model_dir=x"
 
 
 class PageTest:
