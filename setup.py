@@ -38,9 +38,10 @@ setup(
         "importlib_resources",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "scipy", "selenium", "matplotlib", "ruff"],
+        "test": ["pytest", "pytest-xdist", "scipy", "selenium", "matplotlib", "ruff", "tf2onnx", "onnxruntime", "ai-edge-litert"],
         "jax": ["jax"],
         "report": ["matplotlib"],
+        "onnx": ["tf2onnx"],
     },
     entry_points={"console_scripts": [f"sagan-{name}=sagan_tf.{name}:run" for name in COMMANDS]},
 )

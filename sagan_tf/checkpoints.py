@@ -204,7 +204,7 @@ class Checkpoints:
         for candidate in reversed(steps):
             try:
                 values = self._read(candidate, state, partial)
-            except (tf.errors.OpError, RuntimeError, OSError) as error:
+            except (tf.errors.OpError, RuntimeError, OSError, IndexError) as error:  # IndexError: the file is cut off.
                 reason = str(error).splitlines()[0]
                 logging.warning("The checkpoint of step %d is damaged (%s); trying the one before.", candidate, reason)
                 continue

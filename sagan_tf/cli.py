@@ -121,7 +121,8 @@ def help_text(purpose: str, own_flags: list[str]) -> str:
         lines += [f"{group}:"]
         for name in names:
             flag = FLAGS[name]
-            value = "''" if flag.default == "" else str(flag.default).lower() if flag.boolean else flag.default
+            default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+            value = "''" if default == "" else str(default).lower() if flag.boolean else default
             lines += [f"  --{'[no]' if flag.boolean else ''}{name}  (default: {value})", f"      {flag.help}"]
         lines += [""]
     lines += ["--flagfile=FILE reads flags from a file; flags/ in the repository holds one for each experiment."]

@@ -1,15 +1,21 @@
-"""Exports load without this package, and compute what the generator computes."""
+"""Exports load without this package, compute what the generator computes, and say what they are."""
 
+import json
+import os
+import re
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf import export, networks
+from sagan_tf import evaluation, export, networks
+from sagan_tf.checkpoints import Checkpoints, model_state
 from sagan_tf.config import Config
+from sagan_tf.errors import UserError
 
 LOAD_ALONE = """
 import sys
@@ -70,3 +76,158 @@ class SavedModelTest:
         shapes = [shape for name, shape in tf.train.list_variables(str(exported[1] / "variables" / "variables"))]
         assert names
         assert sum(int(np.prod(shape)) for shape in shapes if shape) - weights in range(-2, 3)
+
+    @pytest.mark.parametrize("signature", ["serving_default", "attention"])
+    def test_runs_in_saved_model_cli(self, exported, tmp_path, signature):
+        generator, directory = exported
+        z = np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)
+        labels = np.array([2, 0, 1], np.int32)
+        np.save(tmp_path / "z.npy", z)
+        np.save(tmp_path / "labels.npy", labels)
+        command = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "run", "--dir", str(directory)]
+        command += ["--tag_set", "serve", "--signature_def", signature, "--inputs", "z=z.npy;labels=labels.npy"]
+        subprocess.run([*command, "--outdir", "out"], check=True, cwd=tmp_path, timeout=120, capture_output=True)
+        images, attention = networks.with_attention(generator)([tf.constant(z), tf.constant(labels)])
+        np.testing.assert_allclose(np.load(tmp_path / "out" / "images.npy"), images, atol=1e-5)
+        if signature == "attention":
+            np.testing.assert_allclose(np.load(tmp_path / "out" / "attention.npy"), attention, atol=1e-5)
+
+
+def run_tflite(directory, z, labels):
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    model = interpreter.Interpreter(str(directory / "generator.tflite"))
+    return model.get_signature_runner("serving_default")(z=z, labels=labels)["images"]
+
+
+def run_onnx(directory, z, labels):
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(directory / "generator.onnx"))
+    return session.run(["images"], {"z": z, "labels": labels})[0]
+
+
+class OtherFormatsTest:
+    @pytest.fixture(scope="class", params=[3, 0], ids=["conditional", "unconditional"])
+    def both(self, request, tmp_path_factory):
+        """A generator whose images take all of [-1, 1], and its export in every format."""
+        pytest.importorskip("tf2onnx")
+        classes = request.param
+        config = Config(
+            image_size=32, gf_dim=4, df_dim=2, z_dim=4, num_classes=classes, attention_resolution=16, batch_norm_decay=0.5
+        )
+        keras.utils.set_random_seed(0)
+        generator = networks.generator(config)
+        generator.get_layer("attention").gamma.assign(0.8)
+        for layer in generator.layers:
+            if layer.name == "batch_norm":
+                layer.gamma.assign(tf.fill(layer.gamma.shape, 3.0))
+        z = tf.random.stateless_normal([32, 4], [1, 2])
+        for _ in range(10):  # Moving averages that are not those of the start.
+            generator([z, tf.range(32) % max(classes, 1)], training=True)
+        directory = tmp_path_factory.mktemp("formats") / "model"
+        export.export(config, generator, str(directory))
+        export.write_tflite(str(directory))
+        export.write_onnx(str(directory))
+        return generator, directory, classes
+
+    @pytest.mark.parametrize("batch", [1, 5])
+    @pytest.mark.parametrize("run", [run_tflite, run_onnx], ids=["tflite", "onnx"])
+    def test_gives_the_images_of_the_network(self, both, run, batch):
+        generator, directory, classes = both
+        z = np.random.default_rng(batch).standard_normal((batch, 4)).astype(np.float32)
+        labels = (np.arange(batch) % max(classes, 1)).astype(np.int32)
+        expected = generator([tf.constant(z), tf.constant(labels)], training=False).numpy()
+        assert expected.std() > 0.3
+        # Rounding: each runtime adds up the products of a convolution in its own order; 4e-6 was measured.
+        np.testing.assert_allclose(run(directory, z, labels), expected, atol=2e-5)
+
+    def test_unknown_and_missing(self, monkeypatch):
+        with pytest.raises(UserError, match="'tfjs' is not one of saved_model, tflite, onnx"):
+            export.check_formats(["saved_model", "tfjs"])
+        monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+        export.check_formats(["saved_model", "tflite"])
+        with pytest.raises(UserError, match="pip install tf2onnx"):
+            export.check_formats(["onnx"])
+
+
+CONFIG = Config(
+    dataset="folder:a|b", image_size=32, gf_dim=2, df_dim=2, z_dim=4, num_classes=3, attention_resolution=16, ema_decay=0.9
+)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Returns a function that exports a run of two checkpoints to `out` and returns its model card."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(CONFIG.to_json())
+    generator, discriminator = networks.generator(CONFIG), networks.discriminator(CONFIG)
+    state = model_state("generator", generator) | model_state("ema_generator", generator)
+    checkpoints = Checkpoints("run")
+    for step in (3, 7):
+        checkpoints.save(step, state | model_state("discriminator", discriminator))
+    checkpoints.wait()
+
+    def call(**values):
+        defaults = {"export_dir": "out", "formats": ["saved_model"], "checkpoint_step": None, "use_ema": None}
+        monkeypatch.setattr(export, "FLAGS", types.SimpleNamespace(**defaults | values))
+        monkeypatch.setattr(export.cli, "trained_config", lambda: CONFIG.replace(model_dir="run"))
+        export.main()
+        return (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+    return call
+
+
+def record(step, value, **protocol):
+    whole = {"classifier": "embedded", "use_ema": True, "num_samples": 600, **protocol}
+    return {"step": step, "time": "2026-01-02T03:04:05Z", "values": {"fid": value}, "protocol": whole, "warnings": ["Mind this."]}
+
+
+class ModelCardTest:
+    def test_says_what_the_generator_is(self, command):
+        card = command()
+        count = sum(int(np.prod(weight.shape)) for weight in networks.generator(CONFIG).trainable_variables)
+        assert f"| parameters | {count:,} trainable" in card
+        assert "| channels by resolution | 8 at 4x4, 8 at 8x8, 8 at 16x16, 8 at 32x32 |" in card
+        assert "| step | 7 of 1,000,000 |" in card
+        assert "moving average of the generator, decay 0.9 |" in card
+        assert "at 16x16, pooled keys and values, gamma 0 |" in card
+        assert "| `--dataset` | `folder:a\\|b` | `twins` |" in card
+        assert "sagan-train '--dataset=folder:a|b' --image_size=32 " in card
+        assert "None are recorded" in card
+        assert "tflite" not in card and "onnx" not in card
+
+    def test_shows_the_metrics_of_this_generator_alone(self, command):
+        records = [
+            record(3, 11.0),
+            record(7, 22.0),
+            record(7, 33.0, use_ema=False),
+            record(7, 44.0, num_samples=9),
+            record(7, 55.0),
+        ]
+        with open(os.path.join("run", evaluation.METRICS_FILE), "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(each) + "\n" for each in records)
+        card = command()
+        assert re.findall(r"\| fid \| (\d+) \|", card) == ["55", "44"]
+        assert card.count("Mind this.") == 2
+        for entry in ("| num_samples | `600` |", "| num_samples | `9` |", "| measured at | `2026-01-02T03:04:05Z` |"):
+            assert entry in card
+        assert "compare with each other alone" in card
+
+    def test_names_the_checkpoint_that_was_read(self, command):
+        with open("run/checkpoints/7/ckpt.data-00000-of-00001", "wb") as file:
+            file.write(b"x")
+        assert "| step | 3 of 1,000,000 |" in command()
+
+    def test_its_python_runs(self, command, monkeypatch):
+        for name in ("tf2onnx", "onnxruntime", "ai_edge_litert"):
+            pytest.importorskip(name)
+        card = command(formats=["saved_model", "tflite", "onnx"])
+        monkeypatch.chdir("out")
+        outputs = []
+        for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+            names = {}
+            exec(block, names)
+            outputs.append(names.get("images", names.get("discriminator")))
+        assert outputs[0].shape == (4, 32, 32, 3)
+        np.testing.assert_allclose(outputs[1], outputs[0], atol=2e-5)
+        np.testing.assert_allclose(outputs[2], outputs[0], atol=2e-5)
+        assert outputs[3].name == "discriminator"
