@@ -6,6 +6,12 @@ from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
 
+# Installed as PREFIX/share/sagan_tf/flags/..., for --flagfile.
+FLAGFILES = {}
+for path in sorted((ROOT / "flags").rglob("*.cfg")):
+    path = path.relative_to(ROOT)
+    FLAGFILES.setdefault(f"share/sagan_tf/{path.parent}", []).append(str(path))
+
 COMMANDS = ("train", "sample", "attention", "export", "evaluate", "report")
 
 setup(
@@ -18,6 +24,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["sagan_tf", "sagan_tf.*"]),
     package_data={"sagan_tf": ["py.typed", "assets/*"]},
+    data_files=list(FLAGFILES.items()),
     install_requires=[
         "tensorflow>=2.18",
         "keras>=3.9",

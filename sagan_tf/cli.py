@@ -125,7 +125,10 @@ def help_text(purpose: str, own_flags: list[str]) -> str:
             value = "''" if default == "" else str(default).lower() if flag.boolean else default
             lines += [f"  --{'[no]' if flag.boolean else ''}{name}  (default: {value})", f"      {flag.help}"]
         lines += [""]
-    lines += ["--flagfile=FILE reads flags from a file; flags/ in the repository holds one for each experiment."]
+    lines += [
+        "--flagfile=FILE reads flags from a file; flags/ in the repository, share/sagan_tf/flags/ of an installed wheel, holds one",
+        "for each experiment.",
+    ]
     return "\n".join(lines)
 
 
