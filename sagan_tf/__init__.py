@@ -17,7 +17,9 @@ _PUBLIC = {
     "restore": "sagan_tf.checkpoints",
 }
 
-__all__ = sorted(_PUBLIC)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
 
 
 def __getattr__(name: str) -> Any:
