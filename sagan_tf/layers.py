@@ -30,7 +30,8 @@ def power_iteration(matrix, u, epsilon: float = 1e-12):
       `sigma`, the estimated largest singular value (scalar), and the next `u`, `[1, C]`.
       Both are differentiable with respect to `matrix`, as in the reference.
     """
-    v = _l2_normalize(ops.matmul(u, ops.transpose(matrix)), epsilon)  # [1, K]
+    # u W^T, written so that W itself need not be transposed.
+    v = _l2_normalize(ops.reshape(ops.matmul(matrix, ops.reshape(u, (-1, 1))), (1, -1)), epsilon)  # [1, K]
     projected = ops.matmul(v, matrix)  # [1, C]
     u = _l2_normalize(projected, epsilon)
     sigma = ops.sum(projected * u)
