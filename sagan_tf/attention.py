@@ -16,12 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sagan_tf import config as config_lib
 from sagan_tf import explorer, networks, visualization
-from sagan_tf.checkpoints import Checkpoints, restore, write_file
+from sagan_tf.checkpoints import restore_with_step, write_file
 from sagan_tf.config import Config
 from sagan_tf.data import images as image_files
 from sagan_tf.errors import UserError
 from sagan_tf.explorer import Sample
-from sagan_tf.sample import parse_classes
+from sagan_tf.sample import inputs, parse_classes
 
 FLAGS = flags.FLAGS
 
@@ -253,10 +253,10 @@ def real(discriminator: keras.Model, images: np.ndarray, labels: np.ndarray) -> 
     yield from _batches(run, np.float32(images) / 127.5 - 1.0, labels)
 
 
-def _batches(run, inputs, labels: np.ndarray) -> Iterator[Sample]:
-    inputs, labels = tf.convert_to_tensor(inputs, tf.float32), tf.convert_to_tensor(labels, tf.int32)
+def _batches(run, first, labels: np.ndarray) -> Iterator[Sample]:
+    first, labels = tf.convert_to_tensor(first, tf.float32), tf.convert_to_tensor(labels, tf.int32)
     for start in range(0, len(labels), _BATCH):
-        images, maps = run(inputs[start : start + _BATCH], labels[start : start + _BATCH])
+        images, maps = run(first[start : start + _BATCH], labels[start : start + _BATCH])
         pixels = visualization.to_uint8(images)
         maps = {name: values.numpy() for name, values in maps.items()}
         for i, image in enumerate(pixels):
@@ -316,12 +316,6 @@ def _per_class(total: int, classes: int) -> int:
     return FLAGS.samples_per_class or max(total // classes, 1)
 
 
-def _inputs(classes: Sequence[int], total: int, z_dim: int) -> tuple[tf.Tensor, np.ndarray]:
-    """Returns z and labels of about `total` samples: with the same flags, those of sagan-sample."""
-    labels = np.repeat(classes, _per_class(total, len(classes)))
-    return visualization.draw_z(tf.range(len(labels)), z_dim, FLAGS.sample_seed, FLAGS.truncation), labels
-
-
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Where samples and their maps come from.
@@ -354,14 +348,13 @@ def run_source() -> Source:
             f"--attention_block={config.attention_block}): name a run trained with it."
         )
     classes = parse_classes(FLAGS.classes, config)
-    generator, discriminator = restore(config.model_dir, FLAGS.use_ema, FLAGS.checkpoint_step)
-    step = Checkpoints(config.model_dir).steps()[-1] if FLAGS.checkpoint_step is None else FLAGS.checkpoint_step
+    generator, discriminator, step = restore_with_step(config.model_dir, FLAGS.use_ema, FLAGS.checkpoint_step)
 
     def samples(total: int) -> Iterator[Sample]:
         if FLAGS.images:
             return real(discriminator, *load_images(FLAGS.images, classes if FLAGS.classes else None, config, total))
         attentive = networks.with_attention(generator)
-        z, labels = _inputs(classes, total, config.z_dim)
+        z, labels = inputs(classes, _per_class(total, len(classes)), config.z_dim, FLAGS.sample_seed, FLAGS.truncation)
         return generated(lambda z, labels: attentive([z, labels]), discriminator, z, labels)
 
     models = (discriminator,) if FLAGS.images else (generator, discriminator)
@@ -397,7 +390,8 @@ def saved_model_source(path: str) -> Source:
         return outputs["images"], outputs["attention"]
 
     def samples(total: int) -> Iterator[Sample]:
-        return generated(attend, None, *_inputs(classes, total, z_dim))
+        per_class = _per_class(total, len(classes))
+        return generated(attend, None, *inputs(classes, per_class, z_dim, FLAGS.sample_seed, FLAGS.truncation))
 
     gammas = {"generator": float(variables["attention/gamma"])}
     return Source(os.path.basename(os.path.abspath(path)), image_size, gammas, samples)
