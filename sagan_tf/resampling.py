@@ -21,11 +21,11 @@ All images are NHWC and kernels `[height, width, in, out]`.
 import numpy as np
 from keras import ops
 
-# Below these sizes of the low-resolution feature map the plain form is faster: few positions share the summed kernel. On
-# a CPU core, widths of 128 px, batch 16, forward and backward, the fused form is as fast as this (float32, bfloat16):
-#   up from    4: 0.88, 0.61    8: 1.53, 1.23    16: 1.96, 1.69    32: 2.33, 1.96    64: 2.24, 2.14
-#   down to    4: 0.93, 0.67    8: 1.62, 1.28    16: 2.00, 1.69    32: 2.23, 1.82    64: 2.03, 1.94
-# (16 and larger at batch 4; `tools/benchmark.py --parts=resampling`, 2026-11-21.) Other devices get the same rule, unmeasured.
+# Below these sizes of the low-resolution feature map few positions share the summed kernel. Plain over fused time, forward and
+# backward, widths of 128 px, batch 16, two CPU cores (float32, bfloat16):
+#   up from    4: 1.05, 0.60    8: 1.75, 1.33    16: 2.13, 1.94    32: 2.29, 1.89    64: 2.41, 2.33
+#   down to    4: 1.06, 0.92    8: 1.54, 1.32    16: 2.22, 1.78    32: 2.29, 1.82    64: 2.17, 2.28
+# (`python tools/benchmark.py --parts=resampling`, 2026-11-21.) Other devices get the same rule, unmeasured.
 MIN_FUSED_UP = 8
 MIN_FUSED_DOWN = 8
 
