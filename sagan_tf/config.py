@@ -57,7 +57,7 @@ class Config:
     on_nan: str = _setting(
         "stop",
         "Run",
-        "When a loss or a gradient is no longer finite: stop, or roll back to the last checkpoint and draw other data.",
+        "When a loss, a gradient or a variable is no longer finite: stop, or roll back to the last checkpoint and draw other data.",
         choices=("stop", "rollback"),
         free=True,
     )
@@ -111,7 +111,9 @@ class Config:
     sync_batch_norm: bool = _setting(False, "Networks", "Batch moments over all replicas; the reference takes them per replica.")
 
     # Optimisation.
-    loss_type: str = _setting("hinge", "Optimisation", "Adversarial loss.", choices=("hinge", "kl"))
+    loss_type: str = _setting(
+        "hinge", "Optimisation", "Adversarial loss: hinge, or kl (softplus in place of the margin).", choices=("hinge", "kl")
+    )
     generator_learning_rate: float = _setting(1e-4, "Optimisation", "Adam's learning rate for the generator.")
     discriminator_learning_rate: float = _setting(4e-4, "Optimisation", "Adam's learning rate for the discriminator.")
     beta1: float = _setting(0.0, "Optimisation", "Adam's decay of the first moment.")
@@ -133,7 +135,7 @@ class Config:
     fused_resampling: str = _setting(
         "auto",
         "Speed",
-        "Compute resampling and convolution as one strided convolution: where it is faster, always or never.",
+        "Compute resampling and convolution as one strided convolution: from 8 px up (where it was faster on CPUs), always or never.",
         choices=("auto", "always", "never"),
         free=True,
     )

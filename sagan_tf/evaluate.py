@@ -126,7 +126,7 @@ def main() -> None:
     sagan-evaluate --model_dir=DIR --intra_fid_samples=500
     sagan-evaluate --model_dir=DIR --watch
 
-    Each result is printed with its protocol and added to DIR/metrics.jsonl and TensorBoard.
+    Each result is printed with its protocol; those of checkpoints are added to DIR/metrics.jsonl and TensorBoard.
     """
     if FLAGS.print_classifier_source:
         print(classifiers.inception_source())

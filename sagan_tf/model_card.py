@@ -107,7 +107,8 @@ The settings that differ from their defaults:
 ## Limits
 
 - The generator draws what its training images show, with their gaps and their biases, and nothing else. Its images may
-  resemble single training images, or repeat them: `sagan-sample --neighbours=5` shows the nearest ones. Whose those
+  resemble single training images, or repeat them: `sagan-sample --model_dir=RUN --output=neighbours.png --neighbours=5` shows the nearest ones, where
+  the run and its training images are. Whose those
   images are, and what may be done with them, this file does not know.
 - It is one run with one seed: how much another one would differ is not known from it.
 - {metric_limit}
@@ -174,13 +175,14 @@ def text(
     widths = ", ".join(f"{multiple * config.gf_dim} at {pixels}x{pixels}" for pixels, multiple in networks.GENERATOR[size])
     trainable = sum(math.prod(weight.shape) for weight in generator.trainable_variables)
     averaged = f"moving average of the generator, decay {config.ema_decay:g}" if use_ema else "the last ones, not an average"
+    folded = "; the spectral norms are divided into the kernels of the SavedModel" if config.generator_spectral_norm else ""
     facts = (
         ("training images", f"{_cell(config.dataset)}, {size}x{size} px"),
         ("classes", f"{classes}" if classes else "none: unconditional"),
         ("z", f"{config.z_dim} dimensions"),
         ("channels by resolution", widths),
         ("self-attention", _attention(config, generator)),
-        ("parameters", f"{trainable:,} trainable; the spectral norms are divided into the kernels of the SavedModel"),
+        ("parameters", f"{trainable:,} trainable{folded}"),
         ("step", f"{step:,} of {config.train_steps:,}"),
         ("weights", averaged),
     )
