@@ -135,7 +135,7 @@ class Config:
     fused_resampling: str = _setting(
         "auto",
         "Speed",
-        "Compute resampling and convolution as one strided convolution: from 8 px up (where it was faster on CPUs), always or never.",
+        "Compute resampling and convolution as one strided convolution: from 8 px up (faster on CPUs), always or never.",
         choices=("auto", "always", "never"),
         free=True,
     )

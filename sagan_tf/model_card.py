@@ -107,9 +107,9 @@ The settings that differ from their defaults:
 ## Limits
 
 - The generator draws what its training images show, with their gaps and their biases, and nothing else. Its images may
-  resemble single training images, or repeat them: `sagan-sample --model_dir=RUN --output=neighbours.png --neighbours=5` shows the nearest ones, where
-  the run and its training images are. Whose those
-  images are, and what may be done with them, this file does not know.
+  resemble single training images, or repeat them: where the run and its training images are,
+  `sagan-sample --model_dir=RUN --output=neighbours.png --neighbours=5` shows the nearest ones. Whose those images are,
+  and what may be done with them, this file does not know.
 - It is one run with one seed: how much another one would differ is not known from it.
 - {metric_limit}
 """
