@@ -137,14 +137,23 @@ class Trainer:
         metrics, norm = self._update(self.generator, self.generator_optimizer, loss_fn, (z, labels))
         return {**metrics, "generator_gradient_norm": norm}
 
+    def discriminate(
+        self, images: tf.Tensor, labels: tf.Tensor, fakes: tf.Tensor, fake_labels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the logits of real and of generated images, the discriminator in training mode.
+
+        They pass through it together: it has no batch norm, and both then read the same u, which is stored once, as the
+        reference stores it for the real pass alone.
+        """
+        both = [tf.concat([images, fakes], 0), tf.concat([labels, fake_labels], 0)]
+        return tuple(tf.split(self.discriminator(both, training=True), 2))
+
     def update_discriminator(
         self, images: tf.Tensor, labels: tf.Tensor, z: tf.Tensor, fake_labels: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         """Makes one discriminator update.
 
-        Real and generated images pass through the discriminator together: it has no batch norm, and
-        both then read the same u, which is stored once, as the reference stores it for the real
-        pass alone. The generator runs in training mode.
+        The generator runs in training mode.
 
         Args:
           images: real images, float32 `[B, H, W, 3]` in [-1, 1].
@@ -159,8 +168,7 @@ class Trainer:
 
         def loss_fn(images, labels, z, fake_labels):
             fakes = self.generator([z, fake_labels], training=True)
-            both = [tf.concat([images, fakes], 0), tf.concat([labels, fake_labels], 0)]
-            logits_real, logits_fake = tf.split(self.discriminator(both, training=True), 2)
+            logits_real, logits_fake = self.discriminate(images, labels, fakes, fake_labels)
             loss_real, loss_fake = losses.discriminator_loss(logits_real, logits_fake, self.config.loss_type)
             return loss_real + loss_fake, {
                 "discriminator_loss_real": loss_real,

@@ -165,22 +165,9 @@ def tensorflow_step(name: str) -> tuple[Callable[[], object], int]:
     class TwoPasses(Trainer):
         """Real and generated images pass through the discriminator apart, as in the reference."""
 
-        def update_discriminator(self, images, labels, z, fake_labels):
-            def loss_fn(images, labels, z, fake_labels):
-                fakes = self.generator([z, fake_labels], training=True)
-                logits_fake = self.discriminator([fakes, fake_labels], training=False)
-                logits_real = self.discriminator([images, labels], training=True)
-                loss_real, loss_fake = losses.discriminator_loss(logits_real, logits_fake, self.config.loss_type)
-                return loss_real + loss_fake, {
-                    "discriminator_loss_real": loss_real,
-                    "discriminator_loss_fake": loss_fake,
-                    "logits_real": tf.reduce_mean(logits_real),
-                    "logits_fake": tf.reduce_mean(logits_fake),
-                }
-
-            inputs = (images, labels, z, fake_labels)
-            metrics, norm = self._update(self.discriminator, self.discriminator_optimizer, loss_fn, inputs)
-            return {**metrics, "discriminator_gradient_norm": norm}
+        def discriminate(self, images, labels, fakes, fake_labels):
+            logits_fake = self.discriminator([fakes, fake_labels], training=False)
+            return self.discriminator([images, labels], training=True), logits_fake
 
     config = variant_config(name)
     trainer = (TwoPasses if name == "naive" else Trainer)(config)
