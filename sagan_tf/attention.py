@@ -19,7 +19,7 @@ from sagan_tf import explorer, networks, visualization
 from sagan_tf.checkpoints import restore_with_step, write_file
 from sagan_tf.config import Config
 from sagan_tf.data import images as image_files
-from sagan_tf.errors import UserError
+from sagan_tf.errors import UserError, writing
 from sagan_tf.explorer import Sample
 from sagan_tf.sample import inputs, parse_classes
 
@@ -66,10 +66,8 @@ def define_flags() -> None:
         f"Images of each class; 0: so many that a figure holds about {FIGURE_SAMPLES}, a page {PAGE_SAMPLES}.",
         lower_bound=0,
     )
-    flags.DEFINE_integer("sample_seed", 0, "Seed of z.", lower_bound=0)
-    flags.DEFINE_float("truncation", 0.0, "Largest absolute value of a component of z; 0: no bound.", lower_bound=0.0)
-    flags.DEFINE_integer("checkpoint_step", None, "Step of the checkpoint to read; by default the newest.")
-    flags.DEFINE_boolean("use_ema", None, "Use the averaged generator; by default if the run has one.")
+    cli.define_z_flags()
+    cli.define_checkpoint_flags()
 
 
 def parse_queries(text: str, image_size: int) -> list[Point]:
@@ -401,10 +399,8 @@ def _write_figure(source: Source) -> None:
     network, gamma = next(iter(source.gammas.items()))
     heading = f"{source.title}: attention of the {network}, gamma {gamma:.3f}"
     sheet = figure(source.samples(FIGURE_SAMPLES), network, heading, parse_queries(FLAGS.queries, source.image_size))
-    try:
+    with writing("output", FLAGS.output):
         visualization.save_png(FLAGS.output, sheet)
-    except OSError as error:
-        raise UserError(f"--output={FLAGS.output} cannot be written ({error.strerror}): choose another.") from error
     print(f"Figure in {FLAGS.output}")
     if source.step is None:
         return
@@ -443,11 +439,9 @@ def main() -> None:
         _write_figure(source)
     if FLAGS.html:
         document = explorer.page(source.samples(PAGE_SAMPLES), source.gammas, source.title)
-        try:
+        with writing("html", FLAGS.html):
             os.makedirs(os.path.dirname(os.path.abspath(FLAGS.html)), exist_ok=True)
             write_file(FLAGS.html, document)
-        except OSError as error:
-            raise UserError(f"--html={FLAGS.html} cannot be written ({error.strerror}): choose another.") from error
         print(f"Page in {FLAGS.html} ({len(document.encode()) / 1e6:.1f} MB): open it in any browser.")
 
 

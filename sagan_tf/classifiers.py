@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 
 # TF-GAN's Inception graph of 2015 (1008 logits, pool_3 of 2048), the one behind the published numbers.
@@ -66,6 +67,11 @@ def resize_bilinear(images: tf.Tensor, size: int) -> tf.Tensor:
     if images.shape[1] == size:
         return images
     return tf.compat.v1.image.resize_bilinear(images, [size, size], align_corners=False, half_pixel_centers=False)
+
+
+def of(config: Config) -> Classifier:
+    """Returns the classifier that a configuration names (see `load`)."""
+    return load(config.classifier, config.classifier_logits, config.classifier_pool, config.classifier_size)
 
 
 def load(name: str, logits: str = "logits", pool: str = "pool_3", input_size: int = INCEPTION_SIZE) -> Classifier:

@@ -46,6 +46,18 @@ def define_config_flags() -> None:
         _DEFINE[type(field.default)](field.name, field.default, text)
 
 
+def define_checkpoint_flags() -> None:
+    """Defines the flags of every command that reads a checkpoint of a run."""
+    flags.DEFINE_integer("checkpoint_step", None, "Step of the checkpoint to read; by default the newest.")
+    flags.DEFINE_boolean("use_ema", None, "Use the averaged generator; by default if the run has one.")
+
+
+def define_z_flags() -> None:
+    """Defines the flags of every command that draws z."""
+    flags.DEFINE_integer("sample_seed", 0, "Seed of z.", lower_bound=0)
+    flags.DEFINE_float("truncation", 0.0, "Largest absolute value of a component of z; 0: no bound.", lower_bound=0.0)
+
+
 def config_from_flags() -> config_lib.Config:
     """Returns the configuration meant by the flags.
 

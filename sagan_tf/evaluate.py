@@ -10,7 +10,7 @@ import tensorflow as tf
 from absl import flags
 
 from sagan_tf import checkpoints as checkpoints_lib
-from sagan_tf import classifiers, data, distribution, evaluation
+from sagan_tf import classifiers, data, distribution, evaluation, history
 from sagan_tf.checkpoints import Checkpoints
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
@@ -27,15 +27,13 @@ def define_flags() -> None:
     """Defines the flags that only this command has."""
     flags.DEFINE_string("saved_model", "", "Evaluate this exported SavedModel in place of the run's checkpoint.")
     flags.DEFINE_string("images", "", "Evaluate this folder of generated images in place of the run's checkpoint.")
-    flags.DEFINE_integer("checkpoint_step", None, "Step of the checkpoint to evaluate; by default the newest.")
-    flags.DEFINE_boolean("use_ema", None, "Use the averaged generator; by default if the run has one.")
+    cli.define_checkpoint_flags()
     flags.DEFINE_string("real_split", "", "TFDS split of the real images; by default the one trained on.")
     flags.DEFINE_integer("real_images", 50_000, "Real images to measure against, at most.", lower_bound=2)
     flags.DEFINE_integer("intra_fid_samples", 0, "Generated images per class for intra-FID; 0: leave it out.", lower_bound=0)
     flags.DEFINE_boolean("manifold", True, "Also compute KID, precision, recall, density and coverage.")
     flags.DEFINE_enum("batch_norm", "moving", ["moving", "batch"], "Moving averages, as the paper, or each batch's statistics.")
-    flags.DEFINE_float("truncation", 0.0, "Largest absolute value of a component of z; 0: no bound.", lower_bound=0.0)
-    flags.DEFINE_integer("sample_seed", 0, "Seed of z.", lower_bound=0)
+    cli.define_z_flags()
     flags.DEFINE_integer("eval_batch_size", 64, "Images at a time.", lower_bound=1)
     flags.DEFINE_boolean("watch", False, "Evaluate each new checkpoint of a running training, until it ends.")
     flags.DEFINE_integer(
@@ -47,11 +45,6 @@ def define_flags() -> None:
 def cache_dir(config: Config) -> str:
     """Returns the directory of cached statistics."""
     return config.stats_cache or os.path.join(config.model_dir, "statistics")
-
-
-def load_classifier(config: Config) -> classifiers.Classifier:
-    """Returns the classifier of a configuration."""
-    return classifiers.load(config.classifier, config.classifier_logits, config.classifier_pool, config.classifier_size)
 
 
 def evaluate_generator(
@@ -69,7 +62,7 @@ def note_best(config: Config, step: int, record: dict) -> bool:
     """Keeps the checkpoint of this step if its FID is the lowest so far, under the same protocol."""
     before = [
         other["values"]["fid"]
-        for other in evaluation.read(config.model_dir)
+        for other in history.read(config.model_dir)
         if other["step"] != step and other["protocol"] == record["protocol"]
     ]
     best = not before or record["values"]["fid"] < min(before)
@@ -90,7 +83,7 @@ def _evaluate_checkpoint(config: Config, source, classifier, protocol: Protocol,
         record["values"] |= evaluation.intra_fid(sampler, source, config, classifier, protocol, cache, progress, strategy)
     record["protocol"]["use_ema"] = bool(config.ema_decay if FLAGS.use_ema is None else FLAGS.use_ema)
     best = note_best(config, step, record)
-    evaluation.append(config.model_dir, step, record)
+    history.append(config.model_dir, step, record)
     return record, best
 
 
@@ -149,7 +142,7 @@ def main() -> None:
         config = config.replace(distribution="auto")
     strategy = distribution.replicas(config)
     with strategy.scope():
-        classifier = load_classifier(config)
+        classifier = classifiers.of(config)
     source = data.open_source(config)
     try:
         if FLAGS.watch:
@@ -159,7 +152,7 @@ def main() -> None:
                 print(f"Step {step}{', the lowest FID so far' if best else ''}:\n{evaluation.table(record)}", flush=True)
                 return best
 
-            done = {record["step"] for record in evaluation.read(config.model_dir)}
+            done = {record["step"] for record in history.read(config.model_dir)}
             watch(Checkpoints(config.model_dir), config.train_steps, done, evaluate_step, FLAGS.patience)
             return
         if FLAGS.images or FLAGS.saved_model:

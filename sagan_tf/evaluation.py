@@ -9,8 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -26,7 +25,6 @@ from sagan_tf.data import images as image_files
 from sagan_tf.errors import UserError
 from sagan_tf.visualization import draw_z
 
-METRICS_FILE = "metrics.jsonl"
 # Activations kept for KID, precision and recall; their cost grows with the square of this.
 KEPT_ACTIVATIONS = 10_000
 
@@ -455,46 +453,6 @@ def _class_moments(source: data.Source, classifier: Classifier, key: dict, cache
         }
         _write_cache(path, key, **arrays)
     return [metrics.Moments.of(*each) for each in zip(arrays["counts"], arrays["means"], arrays["covariances"], strict=True)]
-
-
-def append(directory: str, step: int, record: dict) -> None:
-    """Adds a record to `metrics.jsonl` of a run, and its values to the run's TensorBoard."""
-    line = json.dumps({"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **record})
-    with open(os.path.join(directory, METRICS_FILE), "a", encoding="utf-8") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    writer = tf.summary.create_file_writer(os.path.join(directory, "summaries"), filename_suffix=".metrics")
-    with writer.as_default(step):
-        for name, value in record["values"].items():
-            tf.summary.scalar(f"metrics/{name}", value)
-    writer.close()
-
-
-def read(directory: str) -> list[dict]:
-    """Returns the records of a run, oldest first; none if it has not been evaluated.
-
-    Raises:
-      UserError: if a line is no record.
-    """
-    path = os.path.join(directory, METRICS_FILE)
-    if not os.path.exists(path):
-        return []
-    try:
-        with open(path, encoding="utf-8") as file:
-            records = [json.loads(line) for line in file if line.strip()]
-        _ = [record[name] for record in records for name in ("step", "values", "protocol", "warnings")]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): remove the damaged line.") from error
-    return records
-
-
-def by_protocol(records: Sequence[dict]) -> list[tuple[dict, list[dict]]]:
-    """Groups the records of a run by protocol, in the order in which protocols first occur: only equals compare."""
-    groups: dict[str, tuple[dict, list[dict]]] = {}
-    for record in records:
-        groups.setdefault(json.dumps(record["protocol"], sort_keys=True), (record["protocol"], []))[1].append(record)
-    return list(groups.values())
 
 
 def table(record: dict) -> str:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import flags, logging
 
 from sagan_tf import config as config_lib
-from sagan_tf import evaluation, model_card, networks
+from sagan_tf import history, model_card, networks, visualization
 from sagan_tf.checkpoints import restore_with_step, write_file
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
@@ -30,8 +30,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "formats", ["saved_model"], f"What to write, comma-separated: {', '.join(FORMATS)}; the SavedModel is always written."
     )
-    flags.DEFINE_integer("checkpoint_step", None, "Step of the checkpoint to read; by default the newest.")
-    flags.DEFINE_boolean("use_ema", None, "Use the averaged generator; by default if the run has one.")
+    cli.define_checkpoint_flags()
 
 
 @contextlib.contextmanager
@@ -71,8 +70,7 @@ def export(config: Config, generator: keras.Model, export_dir: str) -> None:
     @tf.function(input_signature=[labels_spec, seed_spec])
     def sample(labels, seed):
         z = tf.random.stateless_normal([tf.shape(labels)[0], config.z_dim], tf.stack([seed, 0]))
-        images = tf.round((folded([z, labels], training=False) + 1.0) * 127.5)
-        return {"images": tf.saturate_cast(images, tf.uint8)}
+        return {"images": visualization.quantize(folded([z, labels], training=False))}
 
     # A plain module: Keras' own objects stay out of the file, so that loading it needs only TensorFlow.
     module = tf.Module()
@@ -156,7 +154,7 @@ def main() -> None:
     config = config_lib.load(cli.trained_config().model_dir)
     generator, discriminator, step = restore_with_step(config.model_dir, FLAGS.use_ema, FLAGS.checkpoint_step)
     use_ema = bool(config.ema_decay if FLAGS.use_ema is None else FLAGS.use_ema)
-    card = model_card.text(config, generator, step, use_ema, FLAGS.formats, evaluation.read(config.model_dir))
+    card = model_card.text(config, generator, step, use_ema, FLAGS.formats, history.read(config.model_dir))
     try:
         export(config, generator, FLAGS.export_dir)
         os.makedirs(os.path.join(FLAGS.export_dir, "keras"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import keras
 
-from sagan_tf import evaluation, networks
+from sagan_tf import history, networks
 from sagan_tf.config import Config, reproduce_command, show
 
 # What `--dataset` names, by what stands before its first colon.
@@ -137,7 +137,7 @@ def _attention(config: Config, generator: keras.Model) -> str:
 def _metrics(records: Sequence[dict]) -> str:
     """Returns the newest record of each protocol: values, warnings, and the protocol."""
     parts = []
-    for protocol, group in evaluation.by_protocol(records):
+    for protocol, group in history.by_protocol(records):
         record = group[-1]
         parts.append(
             "| metric | value |\n|---|---|\n" + _table([(name, f"{value:.5g}") for name, value in record["values"].items()])

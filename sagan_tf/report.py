@@ -1,7 +1,6 @@
 """`sagan-report`: one HTML page that says what a run was and how it went, or how several runs compare."""
 
 import base64
-import contextlib
 import dataclasses
 import html
 import importlib.metadata
@@ -10,7 +9,7 @@ import os
 import platform
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
@@ -19,19 +18,15 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 from PIL import Image
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.util import tensor_util
 
-from sagan_tf import attention, evaluation, networks, visualization
+from sagan_tf import attention, history, networks, visualization
 from sagan_tf import config as config_lib
 from sagan_tf.checkpoints import Checkpoints, restore, write_file
 from sagan_tf.config import Config, reproduce_command, show
-from sagan_tf.errors import UserError
+from sagan_tf.errors import UserError, writing
+from sagan_tf.history import Curve
 
 FLAGS = flags.FLAGS
-
-# Steps and values of a curve: int64 `[N]`, ascending, and float64 `[N]`.
-Curve = tuple[np.ndarray, np.ndarray]
 
 # Title, y axis, and the tags that belong there (a regular expression), in the order of the page. Tags that no row takes
 # follow, grouped by what stands before their first slash.
@@ -123,46 +118,13 @@ class Run:
         return max(int(steps[-1]) for steps, _ in self.curves.values())
 
 
-def read_scalars(directory: str) -> dict[str, Curve]:
-    """Reads the scalars of all TensorBoard event files in a directory, one event at a time.
-
-    A run that was continued from a checkpoint may have written a step twice: what was written later counts. A
-    file that is cut off, as that of a running training may be, is read as far as it goes.
-
-    Args:
-      directory: that may be missing.
-
-    Returns:
-      Curves by tag.
-    """
-    found: dict[str, dict[int, tuple[float, float]]] = {}
-    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
-    for name in names:
-        if "tfevents" not in name:
-            continue
-        for event in EventFileLoader(os.path.join(directory, name)).Load():
-            for value in event.summary.value:
-                tensor = value.tensor
-                if tensor.dtype not in (tf.float32.as_datatype_enum, tf.float64.as_datatype_enum) or tensor.tensor_shape.dim:
-                    continue
-                points = found.setdefault(value.tag, {})
-                if event.step not in points or event.wall_time >= points[event.step][0]:
-                    points[event.step] = (event.wall_time, float(tensor_util.make_ndarray(tensor)))
-    return {tag: _curve({step: value for step, (_, value) in points.items()}) for tag, points in found.items()}
-
-
-def _curve(points: Mapping[int, float]) -> Curve:
-    steps = sorted(points)
-    return np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64)
-
-
 def metric_curves(records: Sequence[dict]) -> dict[str, Curve]:
     """Returns the metrics over steps by `metrics/NAME`, with the protocol's number behind it from the second on."""
     curves = {}
-    for number, (_, group) in enumerate(evaluation.by_protocol(records), start=1):
+    for number, (_, group) in enumerate(history.by_protocol(records), start=1):
         for name in dict.fromkeys(name for record in group for name in record["values"]):
             points = {record["step"]: record["values"][name] for record in group if name in record["values"]}
-            curves[f"metrics/{name}" + (f" (protocol {number})" if number > 1 else "")] = _curve(points)
+            curves[f"metrics/{name}" + (f" (protocol {number})" if number > 1 else "")] = history.curve(points)
     return curves
 
 
@@ -177,9 +139,9 @@ def load_run(directory: str, name: str = "") -> Run:
       UserError: if it is not the directory of a run, or nothing is recorded there yet.
     """
     config = config_lib.load(directory)
-    records = [record for record in evaluation.read(directory) if record["values"] and record["protocol"]]
+    records = [record for record in history.read(directory) if record["values"] and record["protocol"]]
     # metrics.jsonl has these with their protocol.
-    scalars = read_scalars(os.path.join(directory, "summaries"))
+    scalars = history.read_scalars(os.path.join(directory, "summaries"))
     curves = {tag: curve for tag, curve in scalars.items() if not tag.startswith("metrics/")} | metric_curves(records)
     if not curves:
         raise UserError(f"--model_dir={directory} has nothing recorded yet, neither summaries nor metrics: train first.")
@@ -425,7 +387,7 @@ def _configuration(config: Config) -> str:
 def _metrics(run: Run) -> str:
     if not run.records:
         return f"<p>Not measured yet: <code>{_text(f'sagan-evaluate --model_dir={shlex.quote(run.directory)}')}</code></p>"
-    parts, groups = [], evaluation.by_protocol(run.records)
+    parts, groups = [], history.by_protocol(run.records)
     for number, (protocol, records) in enumerate(groups, start=1):
         if len(groups) > 1:
             parts.append(f"<h3>Protocol {number}</h3>")
@@ -460,7 +422,7 @@ def _comparison(runs: Sequence[Run]) -> str:
         rows.append(("images per second, median", *(f"{np.median(rate[1]):.4g}" if rate else "" for rate in rates)))
     # Of each run the protocol of its last record.
     latest = [
-        next(group for group in evaluation.by_protocol(run.records) if run.records[-1] in group[1]) if run.records else None
+        next(group for group in history.by_protocol(run.records) if run.records[-1] in group[1]) if run.records else None
         for run in runs
     ]
     names = dict.fromkeys(name for group in latest if group for record in group[1] for name in record["values"])
@@ -531,15 +493,6 @@ def page(runs: Sequence[Run]) -> str:
     )
 
 
-@contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    """Turns what keeps `--output` from being written into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--output={FLAGS.output} cannot be written ({error.strerror}): choose another.") from error
-
-
 def main() -> None:
     """Writes one HTML page about a run: samples, metrics, curves, attention, configuration; or compares runs.
 
@@ -556,10 +509,10 @@ def main() -> None:
     if os.path.isdir(FLAGS.output):
         raise UserError(f"--output={FLAGS.output} is a directory: name a .html file in it.")
     # What cannot be written is refused before it is drawn.
-    with _writing():
+    with writing("output", FLAGS.output):
         os.makedirs(os.path.dirname(os.path.abspath(FLAGS.output)), exist_ok=True)
     document = page(runs)
-    with _writing():
+    with writing("output", FLAGS.output):
         write_file(FLAGS.output, document)
     print(f"Report in {FLAGS.output} ({len(document.encode()) / 1e6:.1f} MB): open it in any browser.")
 

@@ -1,6 +1,5 @@
 """`sagan-sample`: draws images from a trained generator, and shows how they lie in its latent space and to the data."""
 
-import contextlib
 import os
 import zipfile
 from collections import deque
@@ -19,7 +18,7 @@ from sagan_tf import classifiers, data, distribution, networks, visualization
 from sagan_tf.checkpoints import restore
 from sagan_tf.classifiers import Classifier
 from sagan_tf.config import Config
-from sagan_tf.errors import UserError
+from sagan_tf.errors import UserError, writing
 
 FLAGS = flags.FLAGS
 
@@ -44,8 +43,7 @@ def define_flags() -> None:
         f"{visualization.GRID_COLUMNS} in all with --truncation_sweep and --neighbours.",
         lower_bound=0,
     )
-    flags.DEFINE_integer("sample_seed", 0, "Seed of z.", lower_bound=0)
-    flags.DEFINE_float("truncation", 0.0, "Largest absolute value of a component of z; 0: no bound.", lower_bound=0.0)
+    cli.define_z_flags()
     flags.DEFINE_enum(
         "interpolate",
         None,
@@ -74,8 +72,7 @@ def define_flags() -> None:
         "sagan-evaluate measures.",
         lower_bound=0,
     )
-    flags.DEFINE_integer("checkpoint_step", None, "Step of the checkpoint to read; by default the newest.")
-    flags.DEFINE_boolean("use_ema", None, "Use the averaged generator; by default if the run has one.")
+    cli.define_checkpoint_flags()
 
 
 def parse_classes(names: list[str], config: Config) -> list[int]:
@@ -354,7 +351,7 @@ def stream(
             numbers = first + replica * _BATCH + tf.range(_BATCH, dtype=tf.int64)
             labels = tf.gather(tf.constant(classes, tf.int32), numbers % len(classes))
             images = generator([visualization.draw_z(numbers, z_dim, seed, truncation), labels], training=False)
-            return tf.saturate_cast(tf.round((images + 1.0) * 127.5), tf.uint8), labels
+            return visualization.quantize(images), labels
 
         return [strategy.gather(output, axis=0) for output in strategy.run(on_replica)]
 
@@ -462,17 +459,8 @@ def _mode() -> str:
     return mode
 
 
-@contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    """Turns what keeps `--output` from being written into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--output={FLAGS.output} cannot be written ({error.strerror}): choose another.") from error
-
-
 def _save_png(image: np.ndarray) -> None:
-    with _writing():
+    with writing("output", FLAGS.output):
         visualization.save_png(FLAGS.output, image)
 
 
@@ -489,7 +477,7 @@ def _plain(config: Config, classes: list[int]) -> str:
     if FLAGS.output.lower().endswith(".png"):
         _save_png(visualization.grid(images, per_class))
         return f"{len(images)} images, a class per row, in {FLAGS.output}"
-    with _writing():
+    with writing("output", FLAGS.output):
         for index, (image, label) in enumerate(zip(visualization.to_uint8(images), labels, strict=True)):
             visualization.save_png(os.path.join(FLAGS.output, f"class{label:04d}_{index % per_class:06d}.png"), image)
     return f"{len(images)} images in {FLAGS.output}"
@@ -515,7 +503,7 @@ def _interpolation(config: Config, classes: list[int]) -> str:
         columns = int(np.ceil(np.sqrt(rows)))
         frames = [visualization.grid(walks[:, k], columns) for k in range(count)]
         frames += frames[-2:0:-1]  # And back again, so that it goes on without a jump.
-        with _writing():
+        with writing("output", FLAGS.output):
             visualization.save_animation(FLAGS.output, frames)
         return f"{rows} walks of {count} frames, and back, in {FLAGS.output}"
     _save_png(visualization.grid(walks.reshape(rows * count, *walks.shape[2:]), count))
@@ -539,7 +527,7 @@ def _neighbours(config: Config, classes: list[int]) -> str:
     source = data.open_source(config)
     if FLAGS.neighbours > source.num_examples:
         raise UserError(f"--neighbours={FLAGS.neighbours}, but the dataset has {source.num_examples} images: ask for fewer.")
-    classifier = classifiers.load(config.classifier, config.classifier_logits, config.classifier_pool, config.classifier_size)
+    classifier = classifiers.of(config)
     images, labels = _samples(config, classes, _few_per_class(classes))
     images = visualization.to_uint8(images)
     try:
@@ -564,7 +552,7 @@ def _many(config: Config, classes: list[int]) -> str:
         generator, _ = restore(config.model_dir, FLAGS.use_ema, FLAGS.checkpoint_step)
     total = FLAGS.num_images
     batches = stream(generator, config.z_dim, classes, total, FLAGS.sample_seed, FLAGS.truncation, strategy)
-    with _writing():
+    with writing("output", FLAGS.output):
         if FLAGS.output.lower().endswith(".npz"):
             write_npz(FLAGS.output, batches, total, config.image_size)
         else:
@@ -592,7 +580,7 @@ def main() -> None:
     }[_mode()]
     config = cli.trained_config()
     classes = parse_classes(FLAGS.classes, config)
-    with _writing():  # What cannot be written is refused before it is drawn.
+    with writing("output", FLAGS.output):  # What cannot be written is refused before it is drawn.
         os.makedirs(os.path.dirname(os.path.abspath(FLAGS.output)), exist_ok=True)
     print(draw(config, classes))
 

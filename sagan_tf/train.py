@@ -15,8 +15,8 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
+from sagan_tf import classifiers, data, diagnosis, distribution, history, visualization
 from sagan_tf import config as config_lib
-from sagan_tf import data, diagnosis, distribution, visualization
 from sagan_tf.checkpoints import Checkpoints, write_file
 from sagan_tf.config import Config
 from sagan_tf.data import twins
@@ -272,17 +272,17 @@ class Reporter:
         began = time.monotonic()
         strategy = self.trainer.strategy
         with strategy.scope():
-            self._classifier = self._classifier or evaluate.load_classifier(self.config)
+            self._classifier = self._classifier or classifiers.of(self.config)
         protocol = evaluation.Protocol(num_samples=self.config.num_samples)
         record = evaluate.evaluate_generator(
             self.trainer.sampler, source, self.config, self._classifier, protocol, strategy=strategy
         )
         record["protocol"]["use_ema"] = self.trainer.ema_generator is not None
         evaluate.note_best(self.config, step, record)
-        evaluation.append(self.config.model_dir, step, record)
+        history.append(self.config.model_dir, step, record)
         self.evaluated = f"Step {step}:\n{evaluation.table(record)}"
         logging.info("%s", self.evaluated)
-        records = evaluation.read(self.config.model_dir)
+        records = history.read(self.config.model_dir)
         fids = [other["values"]["fid"] for other in records if other["protocol"] == record["protocol"]]
         self._warn(self._diagnosis.of_fids(step, fids))
         self._since += time.monotonic() - began  # Not training time.

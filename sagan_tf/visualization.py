@@ -18,9 +18,14 @@ _FONT_SIZE, _GAP = 12, 6
 FRAME_MILLISECONDS = 80
 
 
+def quantize(images) -> tf.Tensor:
+    """Turns images in [-1, 1] into uint8 0..255, rounding to the nearest."""
+    return tf.saturate_cast(tf.round((images + 1.0) * 127.5), tf.uint8)
+
+
 def to_uint8(images) -> np.ndarray:
-    """Turns images in [-1, 1] into 0..255, rounding to the nearest."""
-    return np.uint8(np.clip(np.rint((np.asarray(images) + 1.0) * 127.5), 0, 255))
+    """Returns what `quantize` does, as an array."""
+    return quantize(images).numpy()
 
 
 def grid(images, columns: int, padding: int = 2) -> np.ndarray:

@@ -11,7 +11,7 @@ import scipy.stats
 import tensorflow as tf
 from PIL import Image
 
-from sagan_tf import classifiers, evaluate, evaluation, export, networks, visualization
+from sagan_tf import classifiers, evaluate, evaluation, export, history, networks, visualization
 from sagan_tf.checkpoints import Checkpoints
 from sagan_tf.config import Config
 from sagan_tf.data import twins
@@ -162,10 +162,10 @@ class RecordTest:
         for key in ("classifier_sha256", "resize", "num_samples", "seed", "batch_norm", "real_statistics", "versions"):
             assert key in record["protocol"]
         assert any("covariance is singular" in warning for warning in record["warnings"])
-        evaluation.append(str(tmp_path), 7, record)
-        evaluation.append(str(tmp_path), 9, record)
-        assert [line["step"] for line in evaluation.read(str(tmp_path))] == [7, 9]
-        assert evaluation.read(str(tmp_path))[0]["values"] == record["values"]
+        history.append(str(tmp_path), 7, record)
+        history.append(str(tmp_path), 9, record)
+        assert [line["step"] for line in history.read(str(tmp_path))] == [7, 9]
+        assert history.read(str(tmp_path))[0]["values"] == record["values"]
         text = evaluation.table(record)
         assert "fid" in text
         assert "note: 50 generated images" in text

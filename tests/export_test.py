@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf import evaluation, export, networks
+from sagan_tf import export, history, networks
 from sagan_tf.checkpoints import Checkpoints, model_state
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
@@ -203,7 +203,7 @@ class ModelCardTest:
             record(7, 44.0, num_samples=9),
             record(7, 55.0),
         ]
-        with open(os.path.join("run", evaluation.METRICS_FILE), "w", encoding="utf-8") as file:
+        with open(os.path.join("run", history.METRICS_FILE), "w", encoding="utf-8") as file:
             file.writelines(json.dumps(each) + "\n" for each in records)
         card = command()
         assert re.findall(r"\| fid \| (\d+) \|", card) == ["55", "44"]

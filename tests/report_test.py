@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sagan_tf import evaluation, networks, report
+from sagan_tf import history, networks, report
 from sagan_tf.checkpoints import Checkpoints, model_state
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
@@ -127,7 +127,7 @@ class ScalarsTest:
         """The first process went to step 40, the second continued at 20."""
         write_scalars(tmp_path, {"a": {10: 1.0, 20: 2.0, 30: 3.0, 40: 4.0}}, ".z")
         write_scalars(tmp_path, {"a": {30: -3.0, 40: -4.0, 50: -5.0}}, ".a")
-        steps, values = report.read_scalars(tmp_path / "summaries")["a"]
+        steps, values = history.read_scalars(tmp_path / "summaries")["a"]
         assert steps.tolist() == [10, 20, 30, 40, 50]
         assert values.tolist() == [1.0, 2.0, -3.0, -4.0, -5.0]
 
@@ -136,7 +136,7 @@ class ScalarsTest:
         (name,) = os.listdir(tmp_path / "summaries")
         content = (tmp_path / "summaries" / name).read_bytes()
         (tmp_path / "summaries" / name).write_bytes(content[: len(content) // 2])
-        steps, values = report.read_scalars(tmp_path / "summaries")["a"]
+        steps, values = history.read_scalars(tmp_path / "summaries")["a"]
         assert 30 < len(steps) < 70
         np.testing.assert_array_equal(steps, values)
 
@@ -146,7 +146,7 @@ class ScalarsTest:
         write_records(tmp_path, {10: {"fid": 1.0}, 20: {"fid": 2.0}})
         write_records(tmp_path, {20: {"fid": 5.0}}, PROTOCOL | {"seed": 1})
         write_records(tmp_path, {20: {"fid": 3.0}})
-        records = evaluation.read(str(tmp_path))
+        records = history.read(str(tmp_path))
         curves = report.metric_curves(records)
         assert curves["metrics/fid"][1].tolist() == [1.0, 3.0]
         assert curves["metrics/fid (protocol 2)"][1].tolist() == [5.0]

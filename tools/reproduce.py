@@ -38,6 +38,7 @@ from absl import app, flags, logging
 
 import sagan_tf
 from sagan_tf import config as config_lib
+from sagan_tf import history
 from sagan_tf.checkpoints import Checkpoints, write_file
 from sagan_tf.config import ATTENTION_RESOLUTIONS, Config
 from sagan_tf.errors import UserError
@@ -49,8 +50,6 @@ CONTROL = "none"
 # Flags of sagan-evaluate that a flagfile may carry beside the settings, with their defaults there.
 EVALUATION = {"intra_fid_samples": 0, "real_images": 50_000}
 FREE = {field.name for field in dataclasses.fields(Config) if field.metadata["free"]}
-# What a run's place on a machine decides, and nothing that comes out of it.
-PLACES = ("model_dir", "stats_cache")
 # Curves of a run that are kept in its record, by the tag they have in TensorBoard.
 CURVES = {
     "agreement": "twins/agreement",
@@ -223,10 +222,7 @@ class Job:
 
     def settings(self) -> dict[str, Any]:
         """Returns what differs from the defaults, places and seed left out."""
-        defaults = Config()
-        settings = {k: v for k, v in dataclasses.asdict(self.config).items() if v != getattr(defaults, k)}
-        for name in (*PLACES, "seed"):
-            settings.pop(name, None)
+        settings = {name: value for name, value in self.config.non_default().items() if name not in ("stats_cache", "seed")}
         return settings | self.evaluation()
 
     def evaluation(self) -> dict[str, int]:
@@ -397,35 +393,20 @@ def _read_json(path: str, default: Any = None) -> Any:
 
 def curves(model_dir: str) -> dict[str, dict[str, list]]:
     """Returns the curves of a run that are kept, `{name: {"steps", "values"}}`, from its TensorBoard files."""
-    names = {tag: name for name, tag in CURVES.items()}
-    found: dict[str, dict[int, float]] = collections.defaultdict(dict)
-    # In the order of their making: after an interruption the later file repeats steps, and counts.
-    for path in sorted(glob.glob(os.path.join(glob.escape(model_dir), "summaries", "*.tfevents.*"))):
-        try:
-            for event in tf.compat.v1.train.summary_iterator(path):
-                for value in event.summary.value:
-                    if value.tag in names:
-                        found[names[value.tag]][event.step] = round(float(tf.make_ndarray(value.tensor)), 4)
-        except tf.errors.DataLossError:
-            logging.warning("%s ends in the middle of a record, as after a kill; the rest is read.", path)
+    found = history.read_scalars(os.path.join(model_dir, "summaries"))
+    kept = {name: found[tag] for name, tag in CURVES.items() if tag in found}
     return {
-        name: {"steps": sorted(found[name]), "values": [found[name][step] for step in sorted(found[name])]}
-        for name in CURVES
-        if name in found
+        name: {"steps": steps.tolist(), "values": [round(value, 4) for value in values.tolist()]}
+        for name, (steps, values) in kept.items()
     }
 
 
 def _measured(job: Job, model_dir: str) -> dict[str, Any]:
     """Returns the evaluation of the last step as this job wants it; empty if there is none."""
-    path = os.path.join(model_dir, "metrics.jsonl")
-    if not os.path.exists(path):
-        return {}
-    with open(path, encoding="utf-8") as file:
-        records = [json.loads(line) for line in file if line.strip()]
     wanted = {"num_samples": job.config.num_samples, "intra_fid_samples": job.arm.intra_fid_samples}
     fitting = [
         record
-        for record in records
+        for record in history.read(model_dir)
         if record["step"] == job.config.train_steps
         and {key: record["protocol"].get(key) for key in wanted} == wanted
         and record["protocol"]["real_images"] <= job.arm.real_images
@@ -590,18 +571,10 @@ def values_of(record: dict[str, Any]) -> dict[str, float]:
 
 
 def student_quantile(probability: float, degrees: float) -> float:
-    """Returns a quantile of Student's t distribution.
+    """Returns a quantile of Student's t distribution; the degrees of freedom need not be whole."""
+    import tensorflow_probability as tfp  # It takes a second, and only a table of several runs needs it.
 
-    With t = sqrt(degrees) tan(x), its density becomes cos(x) ** (degrees - 1) up to a factor.
-
-    Args:
-      probability: between 0.5 and 1.
-      degrees: of freedom, at least 1; they need not be whole.
-    """
-    x = np.linspace(0, np.pi / 2, 200_001)
-    density = np.cos(x) ** (degrees - 1)
-    area = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return float(np.sqrt(degrees) * np.tan(np.interp((2 * probability - 1) * area[-1], area, x)))
+    return float(tfp.distributions.StudentT(np.float64(degrees), np.float64(0), np.float64(1)).quantile(np.float64(probability)))
 
 
 def difference(values: np.ndarray, control: np.ndarray) -> tuple[float, float, float]:

@@ -1,0 +1,92 @@
+"""What a run has recorded so far: the evaluations in `metrics.jsonl`, and the scalars of its TensorBoard files."""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.util import tensor_util
+
+from sagan_tf.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+
+# Steps and values of a curve: int64 `[N]`, ascending, and float64 `[N]`.
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+def append(directory: str, step: int, record: dict) -> None:
+    """Adds a record to `metrics.jsonl` of a run, and its values to the run's TensorBoard."""
+    line = json.dumps({"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **record})
+    with open(os.path.join(directory, METRICS_FILE), "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    writer = tf.summary.create_file_writer(os.path.join(directory, "summaries"), filename_suffix=".metrics")
+    with writer.as_default(step):
+        for name, value in record["values"].items():
+            tf.summary.scalar(f"metrics/{name}", value)
+    writer.close()
+
+
+def read(directory: str) -> list[dict]:
+    """Returns the records of a run, oldest first; none if it has not been evaluated.
+
+    Raises:
+      UserError: if a line is no record.
+    """
+    path = os.path.join(directory, METRICS_FILE)
+    if not os.path.exists(path):
+        return []
+    try:
+        with open(path, encoding="utf-8") as file:
+            records = [json.loads(line) for line in file if line.strip()]
+        _ = [record[name] for record in records for name in ("step", "values", "protocol", "warnings")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove the damaged line.") from error
+    return records
+
+
+def by_protocol(records: Sequence[dict]) -> list[tuple[dict, list[dict]]]:
+    """Groups the records of a run by protocol, in the order in which protocols first occur: only equals compare."""
+    groups: dict[str, tuple[dict, list[dict]]] = {}
+    for record in records:
+        groups.setdefault(json.dumps(record["protocol"], sort_keys=True), (record["protocol"], []))[1].append(record)
+    return list(groups.values())
+
+
+def read_scalars(directory: str) -> dict[str, Curve]:
+    """Reads the scalars of all TensorBoard event files in a directory, one event at a time.
+
+    A run that was continued from a checkpoint may have written a step twice: what was written later counts. A
+    file that is cut off, as that of a running training may be, is read as far as it goes.
+
+    Args:
+      directory: that may be missing.
+
+    Returns:
+      Curves by tag.
+    """
+    found: dict[str, dict[int, tuple[float, float]]] = {}
+    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+    for name in names:
+        if "tfevents" not in name:
+            continue
+        for event in EventFileLoader(os.path.join(directory, name)).Load():
+            for value in event.summary.value:
+                tensor = value.tensor
+                if tensor.dtype not in (tf.float32.as_datatype_enum, tf.float64.as_datatype_enum) or tensor.tensor_shape.dim:
+                    continue
+                points = found.setdefault(value.tag, {})
+                if event.step not in points or event.wall_time >= points[event.step][0]:
+                    points[event.step] = (event.wall_time, float(tensor_util.make_ndarray(tensor)))
+    return {tag: curve({step: value for step, (_, value) in points.items()}) for tag, points in found.items()}
+
+
+def curve(points: Mapping[int, float]) -> Curve:
+    """Returns the curve of values by step."""
+    steps = sorted(points)
+    return np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64)
