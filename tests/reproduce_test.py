@@ -333,10 +333,14 @@ class TableTest:
     def test_rows_hold_mean_spread_and_every_run(self):
         records = [made("none", 0, 10.0, 0.1), made("none", 1, 12.0, 0.7), made("attention_8", 0, 5.0, 0.9)]
         text = tool.markdown(records)
-        assert "| none | 2 | 0.400 ± 0.424 | 1 (1 of 2 runs) | 11.00 ± 1.41 | 1.0 ± 0.0 |" in text
+        assert "| none | 2 | 0.400 ± 0.424 | 1 (1 of 2 runs) | 11.00 ± 1.41 | 1.0 |" in text
         assert "| attention_8 | 1 | 0.900 | 1 | 5.00 | 1.0 |" in text
         assert "| attention_8 | +0.500 | -6.00 |" in text
         assert "| none | 0 | 0.100 | never | 10.00 | 1.0 |" in text
+
+    def test_minutes_are_summarised_by_their_median(self):
+        records = [made("none", seed, 10.0, seconds={"train": 60.0 * minutes}) for seed, minutes in enumerate((7.0, 9.0, 142.0))]
+        assert "| none | 3 | 10.00 ± 0.00 | 9.0 |" in tool.markdown(records)
 
     def test_settings_that_all_runs_share_are_told(self):
         records = [made("none", 0, 1.0), made("attention_8", 0, 1.0)]

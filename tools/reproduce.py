@@ -74,6 +74,8 @@ RECORD = {"arm", "also", "seed", "suite", "scale", "left_out", "settings", "vers
 RECORD |= {"diverged", "metrics", "protocol", "final", "agreement_first_above_half", "curves"}
 # Columns whose difference from the control says nothing: not every run has a value, or it is no outcome.
 NOT_COMPARED = ("first_above_half", "gamma_generator", "gamma_discriminator", "minutes")
+# Columns summarised by their median: one run on a machine that was shared or asleep spoils a mean.
+BY_MEDIAN = ("minutes",)
 
 
 def define_flags() -> None:
@@ -615,11 +617,13 @@ def _table(headings: list[str], rows: list[list[str]]) -> list[str]:
     return [_row(headings), _row(["---"] * len(headings)), *map(_row, rows)]
 
 
-def _summary(values: np.ndarray, style: str) -> str:
-    """Returns mean and standard deviation; of those that are numbers, saying how many, where some are NaN."""
+def _summary(values: np.ndarray, style: str, by_median: bool) -> str:
+    """Returns mean and standard deviation, or the median; of those that are numbers, saying how many, where some are NaN."""
     numbers = values[np.isfinite(values)]
     if not len(values):
         return ""
+    if by_median:
+        return f"{np.median(numbers):{style}}"
     text = "never" if not len(numbers) else f"{numbers.mean():{style}}"
     text += f" ± {numbers.std(ddof=1):{style}}" if len(numbers) > 1 else ""
     return text if len(numbers) == len(values) else f"{text} ({len(numbers)} of {len(values)} runs)"
@@ -638,7 +642,7 @@ def _intro(records: list[dict[str, Any]]) -> list[str]:
     left_out = {name: why for record in records for name, why in record["left_out"].items()}
     if left_out:
         lines += ["", f"Left out: {'; '.join(f'{name} ({left_out[name]})' for name in sorted(left_out, key=natural))}."]
-    lines += ["", "Mean ± standard deviation over the seeds. Made from the records beside it by"]
+    lines += ["", "Mean ± standard deviation over the seeds; of the minutes, the median. Made from the records beside it by"]
     lines += ["`python tools/reproduce.py --tabulate --results=DIR`."]
     protocols = sorted(
         {
@@ -666,7 +670,7 @@ def markdown(records: list[dict[str, Any]]) -> str:
     for name, arm in arms.items():
         diverged = sum(bool(record["diverged"]) for record in arm)
         runs = f"{len(arm)}" + f" ({diverged} diverged)" * bool(diverged)
-        rows.append([name, runs, *(_summary(_arrays(arm, key), style) for key, _, style in columns)])
+        rows.append([name, runs, *(_summary(_arrays(arm, key), style, key in BY_MEDIAN) for key, _, style in columns)])
     lines = [*_intro(records), "", *_table(["arm", "runs", *headings], rows)]
 
     compared = [column for column in columns if column[0] not in NOT_COMPARED]
