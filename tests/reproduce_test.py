@@ -119,6 +119,10 @@ class RunTest:
             assert record["final"][name] == record["curves"][name]["values"][-1]
         assert json.loads((resumed[0] / "results" / "none-seed3.json").read_text())["curves"].keys() == {"agreement"}
 
+    def test_last_grid_of_samples_lies_beside_the_record(self, resumed):
+        kept = (resumed[0] / "results" / "attention_8-seed3.png").read_bytes()
+        assert kept == (resumed[0] / "attention_8-seed3" / "samples" / "00000060.png").read_bytes()
+
     def test_table_follows_from_the_records_alone(self, resumed, tmp_path):
         output, _, _, stdout, _ = resumed
         for path in (output / "results").glob("*.json"):

@@ -6,9 +6,10 @@ python tools/reproduce.py --tabulate --results=results/study
 
 Each run is a `sagan-train` in OUTPUT/ARM-seedN, and then a `sagan-evaluate`; arms with the same settings share
 one. A run that is finished leaves a record RESULTS/ARM-seedN.json, from which alone table.md, table.csv and
-plot.png are made. The same command goes on where a killed one stopped; SIGTERM is passed on to the run, which
-saves, and ends the suite with code 75. `--scale` names a flagfile whose settings replace those of every arm; the
-place of the block follows the image size, and an arm whose place does not exist at that size is left out.
+plot.png are made, and its last grid of samples, ARM-seedN.png. The same command goes on where a killed one
+stopped; SIGTERM is passed on to the run, which saves, and ends the suite with code 75. `--scale` names a flagfile
+whose settings replace those of every arm; the place of the block follows the image size, and an arm whose place
+does not exist at that size is left out.
 """
 
 import collections
@@ -23,6 +24,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +44,7 @@ from sagan_tf import history
 from sagan_tf.checkpoints import Checkpoints, write_file
 from sagan_tf.config import ATTENTION_RESOLUTIONS, Config
 from sagan_tf.errors import UserError
-from sagan_tf.train import EXIT_INTERRUPTED
+from sagan_tf.train import EXIT_INTERRUPTED, samples_dir
 
 FLAGS = flags.FLAGS
 # The arm that the others are compared with.
@@ -65,8 +67,8 @@ COLUMNS = (
     ("intra_fid", "intra-FID", ".2f"),
     ("precision", "precision", ".3f"),
     ("recall", "recall", ".3f"),
-    ("gamma_generator", "gamma of G", ".3f"),
-    ("gamma_discriminator", "gamma of D", ".3f"),
+    ("gamma_generator", "size of G's gamma", ".3f"),
+    ("gamma_discriminator", "size of D's gamma", ".3f"),
     ("minutes", "minutes of training", ".1f"),
 )
 # What a file has to hold to be taken for a record.
@@ -74,6 +76,8 @@ RECORD = {"arm", "also", "seed", "suite", "scale", "left_out", "settings", "vers
 RECORD |= {"diverged", "metrics", "protocol", "final", "agreement_first_above_half", "curves"}
 # Columns whose difference from the control says nothing: not every run has a value, or it is no outcome.
 NOT_COMPARED = ("first_above_half", "gamma_generator", "gamma_discriminator", "minutes")
+# Columns, and curves, whose sign means nothing: the convolution before gamma can turn its own.
+WITHOUT_SIGN = ("gamma_generator", "gamma_discriminator")
 # Columns summarised by their median: one run on a machine that was shared or asleep spoils a mean.
 BY_MEDIAN = ("minutes",)
 
@@ -460,7 +464,7 @@ def record_of(job: Job, suite: Suite, model_dir: str, progress: dict[str, Any], 
 
 
 def work(job: Job, suite: Suite, output: str, results: str, commands: Commands) -> bool:
-    """Makes one run as far as it is not made yet, and writes its record.
+    """Makes one run as far as it is not made yet, and writes its record and its last grid of samples.
 
     Returns:
       Whether there was anything to do.
@@ -507,6 +511,9 @@ def work(job: Job, suite: Suite, output: str, results: str, commands: Commands) 
         if not diverged and not _measured(job, model_dir):
             step = f"--checkpoint_step={job.config.train_steps}"
             run("evaluate", [*settings, step, *(f"--{name}={value}" for name, value in job.evaluation().items())])
+        grids = sorted(glob.glob(os.path.join(glob.escape(samples_dir(job.config.replace(model_dir=model_dir))), "*.png")))
+        for grid in grids[-1:]:
+            shutil.copyfile(grid, os.path.join(results, f"{job.name}.png"))
         write_file(path, json.dumps(record_of(job, suite, model_dir, progress, diverged), indent=1) + "\n")
     return True
 
@@ -569,6 +576,7 @@ def values_of(record: dict[str, Any]) -> dict[str, float]:
         values["first_above_half"] = np.nan if first is None else first
     if record["diverged"]:  # What it had come to before says nothing about where it went.
         values = {"minutes": values["minutes"]}
+    values |= {name: abs(values[name]) for name in WITHOUT_SIGN if name in values}
     return {name: float(values[name]) for name, _, _ in COLUMNS if name in values}
 
 
@@ -743,7 +751,7 @@ def write_table(results: str) -> str:
 
 
 def write_plot(results: str) -> bool:
-    """Draws `plot.png`: the curves that the runs have, and FID and IS of every run.
+    """Draws `plot.png`: the curves of every run and their mean by arm, and FID and IS of every run.
 
     Returns:
       Whether it was drawn: Matplotlib is an extra.
@@ -752,29 +760,36 @@ def write_plot(results: str) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    arms = _by_arm(read_records(results))
+    arms: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    for record in read_records(results):
+        arms[" = ".join([record["arm"], *record["also"]])].append(record)
     drawn = [name for name in ("agreement", "gamma_generator") if any(name in r["curves"] for arm in arms.values() for r in arm)]
     points = [column for column in COLUMNS if column[0] in ("fid", "inception_score", "intra_fid")]
     points = [column for column in points if any(len(_arrays(arm, column[0])) for arm in arms.values())]
     headings = {name: heading for name, heading, _ in COLUMNS}
-    figure = Figure(figsize=(5.5 * max(1, len(drawn) + len(points)), 4.5), layout="constrained")
-    panels = iter(np.atleast_1d(figure.subplots(1, max(1, len(drawn) + len(points)))))
+    rows = max(1, (len(drawn) + len(points) + 1) // 2)
+    figure = Figure(figsize=(12, 4.5 * rows), layout="constrained")
+    panels = iter(figure.subplots(rows, 2, squeeze=False).flat)
     for curve, axes in zip(drawn, panels, strict=False):
         for number, (name, arm) in enumerate(arms.items()):
             found = [r["curves"][curve] for r in arm if curve in r["curves"] and not r["diverged"]]
-            for each in found:
-                axes.plot(each["steps"], each["values"], color=f"C{number}", alpha=0.25, linewidth=0.8)
+            values = [np.abs(each["values"]) if curve in WITHOUT_SIGN else each["values"] for each in found]
+            for each, line in zip(found, values, strict=True):
+                axes.plot(each["steps"], line, color=f"C{number}", alpha=0.25, linewidth=0.8)
             if found and all(each["steps"] == found[0]["steps"] for each in found):
-                mean = np.mean([each["values"] for each in found], axis=0)
-                axes.plot(found[0]["steps"], mean, color=f"C{number}", label=f"{name} ({len(found)})")
+                axes.plot(found[0]["steps"], np.mean(values, axis=0), color=f"C{number}", label=f"{name} ({len(found)})")
         axes.set(xlabel="step", ylabel=headings[curve])
-        axes.legend(fontsize="small")
     for (key, heading, _), axes in zip(points, panels, strict=False):
         for number, (_, arm) in enumerate(arms.items()):
             values = _arrays(arm, key)
             axes.plot(values, [number] * len(values), "o", color=f"C{number}", alpha=0.6)
         axes.set(xlabel=heading, yticks=range(len(arms)), yticklabels=list(arms))
         axes.invert_yaxis()
+    for axes in panels:
+        axes.set_visible(False)
+    if drawn:
+        lines, names = figure.axes[0].get_legend_handles_labels()
+        figure.legend(lines, names, loc="outside lower center", ncols=4, title="arm (runs); bold: their mean")
     figure.savefig(os.path.join(results, "plot.png"), dpi=110, metadata={"Software": None})
     return True
 
