@@ -1,7 +1,8 @@
-"""What a run has recorded so far: the evaluations in `metrics.jsonl`, and the scalars of its TensorBoard files."""
+"""What a run has recorded so far: the evaluations in `metrics.jsonl`, the scalars of its TensorBoard files, its sample grids."""
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 
@@ -84,6 +85,18 @@ def read_scalars(directory: str) -> dict[str, Curve]:
                 if event.step not in points or event.wall_time >= points[event.step][0]:
                     points[event.step] = (event.wall_time, float(tensor_util.make_ndarray(tensor)))
     return {tag: curve({step: value for step, (_, value) in points.items()}) for tag, points in found.items()}
+
+
+def samples_dir(directory: str) -> str:
+    """Returns the directory of a run's sample grids, `STEP.png` each."""
+    return os.path.join(directory, "samples")
+
+
+def last_grid(directory: str) -> tuple[int, str] | None:
+    """Returns step and path of a run's last sample grid; None if there is none."""
+    samples = samples_dir(directory)
+    names = [name for name in (os.listdir(samples) if os.path.isdir(samples) else []) if re.fullmatch(r"\d+\.png", name)]
+    return max(((int(name[:-4]), os.path.join(samples, name)) for name in names), default=None)
 
 
 def curve(points: Mapping[int, float]) -> Curve:

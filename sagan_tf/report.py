@@ -299,18 +299,17 @@ def final_grid(run: Run) -> str:
     Raises:
       UserError: if the file is damaged.
     """
-    directory = os.path.join(run.directory, "samples")
-    names = [name for name in (os.listdir(directory) if os.path.isdir(directory) else []) if re.fullmatch(r"\d+\.png", name)]
-    if not names:
+    last = history.last_grid(run.directory)
+    if last is None:
         return "<p>No sample grid has been drawn yet (--save_samples_steps).</p>"
-    last = max(names, key=lambda name: int(name[:-4]))
+    step, path = last
     rows = "a class per row, " if run.config.num_classes else ""
     try:
-        with Image.open(os.path.join(directory, last)) as image:
+        with Image.open(path) as image:
             shown = picture(image)
     except OSError as error:
-        raise UserError(f"{os.path.join(directory, last)} cannot be read ({error}): remove it.") from error
-    return f"<figure>{shown}<figcaption>{_text(run.name)}, step {int(last[:-4]):,}: {rows}fixed z.</figcaption></figure>"
+        raise UserError(f"{path} cannot be read ({error}): remove it.") from error
+    return f"<figure>{shown}<figcaption>{_text(run.name)}, step {step:,}: {rows}fixed z.</figcaption></figure>"
 
 
 def attention_figures(run: Run) -> str:

@@ -293,7 +293,7 @@ class Reporter:
         images = visualization.generate(self.trainer.sampler, z, labels)
         sheet = visualization.grid(images, visualization.GRID_COLUMNS)
         deviation = diagnosis.deviation_over_z(images, labels.numpy())
-        visualization.save_png(os.path.join(samples_dir(self.config), f"{step:08d}.png"), sheet)
+        visualization.save_png(os.path.join(history.samples_dir(self.config.model_dir), f"{step:08d}.png"), sheet)
         with self._writer.as_default(step):
             tf.summary.image("samples", sheet[None])
             tf.summary.scalar("samples/deviation_over_z", deviation)
@@ -303,11 +303,6 @@ class Reporter:
                 logging.info("step %d: agreement of the twins %.3f", step, score)
         self._warn(self._diagnosis.of_samples(step, deviation))
         self._since += time.monotonic() - began  # Not training time.
-
-
-def samples_dir(config: Config) -> str:
-    """Returns the directory of a run's sample grids."""
-    return os.path.join(config.model_dir, "samples")
 
 
 def attention_gammas(trainer: Trainer) -> dict[str, float]:
@@ -334,7 +329,7 @@ def _closing_words(trainer: Trainer, evaluated: str) -> str:
     lines = [
         f"Trained to step {int(trainer.step.numpy())}.",
         f"  checkpoints   {os.path.join(config.model_dir, 'checkpoints')}",
-        f"  sample grids  {samples_dir(config)}",
+        f"  sample grids  {history.samples_dir(config.model_dir)}",
         f"  TensorBoard   tensorboard --logdir={config.model_dir}",
         f"  more samples  sagan-sample --model_dir={config.model_dir} --output=samples.png",
         f"  SavedModel    sagan-export --model_dir={config.model_dir} --export_dir=OUT",

@@ -44,7 +44,7 @@ from sagan_tf import history
 from sagan_tf.checkpoints import Checkpoints, write_file
 from sagan_tf.config import ATTENTION_RESOLUTIONS, Config
 from sagan_tf.errors import UserError
-from sagan_tf.train import EXIT_INTERRUPTED, samples_dir
+from sagan_tf.train import EXIT_INTERRUPTED
 
 FLAGS = flags.FLAGS
 # The arm that the others are compared with.
@@ -511,9 +511,8 @@ def work(job: Job, suite: Suite, output: str, results: str, commands: Commands) 
         if not diverged and not _measured(job, model_dir):
             step = f"--checkpoint_step={job.config.train_steps}"
             run("evaluate", [*settings, step, *(f"--{name}={value}" for name, value in job.evaluation().items())])
-        grids = sorted(glob.glob(os.path.join(glob.escape(samples_dir(job.config.replace(model_dir=model_dir))), "*.png")))
-        for grid in grids[-1:]:
-            shutil.copyfile(grid, os.path.join(results, f"{job.name}.png"))
+        if grid := history.last_grid(model_dir):
+            shutil.copyfile(grid[1], os.path.join(results, f"{job.name}.png"))
         write_file(path, json.dumps(record_of(job, suite, model_dir, progress, diverged), indent=1) + "\n")
     return True
 
@@ -606,6 +605,11 @@ def _by_arm(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         for name in (record["arm"], *record["also"]):
             arms[name].append(record)
     return {name: arms[name] for name in sorted(arms, key=natural)}
+
+
+def _names(record: dict[str, Any]) -> str:
+    """Returns the names of all arms that a run stands for."""
+    return " = ".join([record["arm"], *record["also"]])
 
 
 def _columns(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
@@ -702,7 +706,7 @@ def markdown(records: list[dict[str, Any]]) -> str:
         values = values_of(record)
         cells = [f"{values[key]:{style}}" if key in values else "" for key, _, style in columns]
         cells = ["never" if cell == "nan" else cell for cell in cells]
-        rows.append([" = ".join([record["arm"], *record["also"]]), str(record["seed"]), *cells])
+        rows.append([_names(record), str(record["seed"]), *cells])
     lines += ["", "Every run:", "", *_table(["arm", "seed", *headings], rows)]
     notes = [f"- {record['arm']}, seed {record['seed']}: {record['diverged']}" for record in records if record["diverged"]]
     lines += ["", "Diverged, and in no mean:", "", *notes] if notes else []
@@ -762,7 +766,7 @@ def write_plot(results: str) -> bool:
         return False
     arms: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for record in read_records(results):
-        arms[" = ".join([record["arm"], *record["also"]])].append(record)
+        arms[_names(record)].append(record)
     drawn = [name for name in ("agreement", "gamma_generator") if any(name in r["curves"] for arm in arms.values() for r in arm)]
     points = [column for column in COLUMNS if column[0] in ("fid", "inception_score", "intra_fid")]
     points = [column for column in points if any(len(_arrays(arm, column[0])) for arm in arms.values())]
