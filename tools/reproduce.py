@@ -30,7 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from sagan_tf import cli  # isort: skip  # noqa: F401  (imports TensorFlow without its start-up notes)
 
@@ -58,28 +58,44 @@ CURVES = {
     "gamma_generator": "gamma/generator",
     "gamma_discriminator": "gamma/discriminator",
 }
-# Columns of the table: value, heading, format.
+
+
+class Column(NamedTuple):
+    """A column of the table.
+
+    Attributes:
+      name: of the value.
+      heading: above it.
+      style: format of its numbers.
+      compared: with the control; not where not every run has a value, or it is no outcome.
+      signed: gamma is not: the convolution before it can turn its own sign.
+      by_median: summarised by its median, since one run on a machine that was shared or asleep spoils a mean.
+    """
+
+    name: str
+    heading: str
+    style: str
+    compared: bool = True
+    signed: bool = True
+    by_median: bool = False
+
+
 COLUMNS = (
-    ("agreement", "agreement", ".3f"),
-    ("first_above_half", "first above 0.5 at step", ",.0f"),
-    ("fid", "FID", ".2f"),
-    ("inception_score", "IS", ".2f"),
-    ("intra_fid", "intra-FID", ".2f"),
-    ("precision", "precision", ".3f"),
-    ("recall", "recall", ".3f"),
-    ("gamma_generator", "size of G's gamma", ".3f"),
-    ("gamma_discriminator", "size of D's gamma", ".3f"),
-    ("minutes", "minutes of training", ".1f"),
+    Column("agreement", "agreement", ".3f"),
+    Column("first_above_half", "first above 0.5 at step", ",.0f", compared=False),
+    Column("fid", "FID", ".2f"),
+    Column("inception_score", "IS", ".2f"),
+    Column("intra_fid", "intra-FID", ".2f"),
+    Column("precision", "precision", ".3f"),
+    Column("recall", "recall", ".3f"),
+    Column("gamma_generator", "size of G's gamma", ".3f", compared=False, signed=False),
+    Column("gamma_discriminator", "size of D's gamma", ".3f", compared=False, signed=False),
+    Column("minutes", "minutes of training", ".1f", compared=False, by_median=True),
 )
+
 # What a file has to hold to be taken for a record.
 RECORD = {"arm", "also", "seed", "suite", "scale", "left_out", "settings", "versions", "commits", "machine", "seconds"}
 RECORD |= {"diverged", "metrics", "protocol", "final", "agreement_first_above_half", "curves"}
-# Columns whose difference from the control says nothing: not every run has a value, or it is no outcome.
-NOT_COMPARED = ("first_above_half", "gamma_generator", "gamma_discriminator", "minutes")
-# Columns, and curves, whose sign means nothing: the convolution before gamma can turn its own.
-WITHOUT_SIGN = ("gamma_generator", "gamma_discriminator")
-# Columns summarised by their median: one run on a machine that was shared or asleep spoils a mean.
-BY_MEDIAN = ("minutes",)
 
 
 def define_flags() -> None:
@@ -575,8 +591,8 @@ def values_of(record: dict[str, Any]) -> dict[str, float]:
         values["first_above_half"] = np.nan if first is None else first
     if record["diverged"]:  # What it had come to before says nothing about where it went.
         values = {"minutes": values["minutes"]}
-    values |= {name: abs(values[name]) for name in WITHOUT_SIGN if name in values}
-    return {name: float(values[name]) for name, _, _ in COLUMNS if name in values}
+    present = [column for column in COLUMNS if column.name in values]
+    return {column.name: float(values[column.name] if column.signed else abs(values[column.name])) for column in present}
 
 
 def student_quantile(probability: float, degrees: float) -> float:
@@ -612,9 +628,9 @@ def _names(record: dict[str, Any]) -> str:
     return " = ".join([record["arm"], *record["also"]])
 
 
-def _columns(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+def _columns(records: list[dict[str, Any]]) -> list[Column]:
     present = {name for record in records for name in values_of(record)}
-    return [column for column in COLUMNS if column[0] in present]
+    return [column for column in COLUMNS if column.name in present]
 
 
 def _arrays(arm: list[dict[str, Any]], name: str) -> np.ndarray:
@@ -629,12 +645,12 @@ def _table(headings: list[str], rows: list[list[str]]) -> list[str]:
     return [_row(headings), _row(["---"] * len(headings)), *map(_row, rows)]
 
 
-def _summary(values: np.ndarray, style: str, by_median: bool) -> str:
+def _summary(values: np.ndarray, column: Column) -> str:
     """Returns mean and standard deviation, or the median; of those that are numbers, saying how many, where some are NaN."""
-    numbers = values[np.isfinite(values)]
+    numbers, style = values[np.isfinite(values)], column.style
     if not len(values):
         return ""
-    if by_median:
+    if column.by_median:
         return f"{np.median(numbers):{style}}"
     text = "never" if not len(numbers) else f"{numbers.mean():{style}}"
     text += f" ± {numbers.std(ddof=1):{style}}" if len(numbers) > 1 else ""
@@ -677,34 +693,34 @@ def _intro(records: list[dict[str, Any]]) -> list[str]:
 def markdown(records: list[dict[str, Any]]) -> str:
     """Returns the table of these records: every arm, its difference from the control, and every run."""
     arms, columns = _by_arm(records), _columns(records)
-    headings = [heading for _, heading, _ in columns]
+    headings = [column.heading for column in columns]
     rows = []
     for name, arm in arms.items():
         diverged = sum(bool(record["diverged"]) for record in arm)
         runs = f"{len(arm)}" + f" ({diverged} diverged)" * bool(diverged)
-        rows.append([name, runs, *(_summary(_arrays(arm, key), style, key in BY_MEDIAN) for key, _, style in columns)])
+        rows.append([name, runs, *(_summary(_arrays(arm, column.name), column) for column in columns)])
     lines = [*_intro(records), "", *_table(["arm", "runs", *headings], rows)]
 
-    compared = [column for column in columns if column[0] not in NOT_COMPARED]
+    compared = [column for column in columns if column.compared]
     rows = []
     for name, arm in arms.items():
         if CONTROL not in arms or arm == arms[CONTROL]:
             continue
         cells = []
-        for key, _, style in compared:
-            values, control = _arrays(arm, key), _arrays(arms[CONTROL], key)
+        for column in compared:
+            values, control = _arrays(arm, column.name), _arrays(arms[CONTROL], column.name)
             delta, low, high = difference(values, control) if len(values) and len(control) else (np.nan,) * 3
-            interval = f" [{low:+{style}}, {high:+{style}}]" if np.isfinite(low) else ""
-            cells.append(f"{delta:+{style}}{interval}" if np.isfinite(delta) else "")
+            interval = f" [{low:+{column.style}}, {high:+{column.style}}]" if np.isfinite(low) else ""
+            cells.append(f"{delta:+{column.style}}{interval}" if np.isfinite(delta) else "")
         rows.append([name, *cells])
     if rows and compared:
         lines += ["", f"Difference from {CONTROL}, with the 95% interval of Welch's t where there are two runs of each:", ""]
-        lines += _table(["arm", *(heading for _, heading, _ in compared)], rows)
+        lines += _table(["arm", *(column.heading for column in compared)], rows)
 
     rows = []
     for record in records:
         values = values_of(record)
-        cells = [f"{values[key]:{style}}" if key in values else "" for key, _, style in columns]
+        cells = [f"{values[column.name]:{column.style}}" if column.name in values else "" for column in columns]
         cells = ["never" if cell == "nan" else cell for cell in cells]
         rows.append([_names(record), str(record["seed"]), *cells])
     lines += ["", "Every run:", "", *_table(["arm", "seed", *headings], rows)]
@@ -724,7 +740,8 @@ def comma_separated(records: list[dict[str, Any]]) -> str:
         return f"{value:.6g}" if np.isfinite(value) else ""
 
     for name, arm in arms.items():
-        for key, _, _ in _columns(records):
+        for column in _columns(records):
+            key = column.name
             pairs = [(record["seed"], values_of(record)[key]) for record in arm if key in values_of(record)]
             if not pairs:
                 continue
@@ -732,7 +749,7 @@ def comma_separated(records: list[dict[str, Any]]) -> str:
             values = values[np.isfinite(values)]
             control = _arrays(arms.get(CONTROL, []), key)
             control = control[np.isfinite(control)]
-            compare = len(values) and len(control) and key not in NOT_COMPARED
+            compare = len(values) and len(control) and column.compared
             delta = difference(values, control) if compare and arm != arms[CONTROL] else (np.nan,) * 3
             mean = values.mean() if len(values) else np.nan
             spread = values.std(ddof=1) if len(values) > 1 else np.nan
@@ -768,26 +785,26 @@ def write_plot(results: str) -> bool:
     for record in read_records(results):
         arms[_names(record)].append(record)
     drawn = [name for name in ("agreement", "gamma_generator") if any(name in r["curves"] for arm in arms.values() for r in arm)]
-    points = [column for column in COLUMNS if column[0] in ("fid", "inception_score", "intra_fid")]
-    points = [column for column in points if any(len(_arrays(arm, column[0])) for arm in arms.values())]
-    headings = {name: heading for name, heading, _ in COLUMNS}
+    points = [column for column in COLUMNS if column.name in ("fid", "inception_score", "intra_fid")]
+    points = [column for column in points if any(len(_arrays(arm, column.name)) for arm in arms.values())]
+    columns = {column.name: column for column in COLUMNS}
     rows = max(1, (len(drawn) + len(points) + 1) // 2)
     figure = Figure(figsize=(12, 4.5 * rows), layout="constrained")
     panels = iter(figure.subplots(rows, 2, squeeze=False).flat)
     for curve, axes in zip(drawn, panels, strict=False):
         for number, (name, arm) in enumerate(arms.items()):
             found = [r["curves"][curve] for r in arm if curve in r["curves"] and not r["diverged"]]
-            values = [np.abs(each["values"]) if curve in WITHOUT_SIGN else each["values"] for each in found]
+            values = [each["values"] if columns[curve].signed else np.abs(each["values"]) for each in found]
             for each, line in zip(found, values, strict=True):
                 axes.plot(each["steps"], line, color=f"C{number}", alpha=0.25, linewidth=0.8)
             if found and all(each["steps"] == found[0]["steps"] for each in found):
                 axes.plot(found[0]["steps"], np.mean(values, axis=0), color=f"C{number}", label=f"{name} ({len(found)})")
-        axes.set(xlabel="step", ylabel=headings[curve])
-    for (key, heading, _), axes in zip(points, panels, strict=False):
+        axes.set(xlabel="step", ylabel=columns[curve].heading)
+    for column, axes in zip(points, panels, strict=False):
         for number, (_, arm) in enumerate(arms.items()):
-            values = _arrays(arm, key)
+            values = _arrays(arm, column.name)
             axes.plot(values, [number] * len(values), "o", color=f"C{number}", alpha=0.6)
-        axes.set(xlabel=heading, yticks=range(len(arms)), yticklabels=list(arms))
+        axes.set(xlabel=column.heading, yticks=range(len(arms)), yticklabels=list(arms))
         axes.invert_yaxis()
     for axes in panels:
         axes.set_visible(False)
