@@ -113,7 +113,7 @@ class SNConv2D(_SpectralNormLayer):
       use_bias: adds a bias, initialised to zero.
       **kwargs: those of `_SpectralNormLayer`, and `name` and `dtype`.
 
-    Reference: paper section 3.1; Miyato et al., arXiv 1802.05957.
+    Reference: paper section 4.1; Miyato et al., arXiv 1802.05957.
     """
 
     def __init__(self, filters, kernel_size=3, resample=None, fused_resampling="auto", use_bias=True, **kwargs):
@@ -429,7 +429,7 @@ class ResidualBlock(keras.layers.Layer):
       conv_options: arguments for the two `SNConv2D`.
       **kwargs: `name` and `dtype`.
 
-    Reference: paper section 4.2 and table 1.
+    Reference: paper section 5.2 and table 1.
     """
 
     def __init__(self, conv_options=None, **kwargs):

@@ -1,4 +1,4 @@
-"""The adversarial losses of the paper (section 3.2) and of the reference.
+"""The adversarial losses of the paper (section 3) and of the reference.
 
 Logits have any shape; every loss is the mean over them, a float32 scalar.
 """

@@ -138,7 +138,7 @@ class KillTest:
 
     def test_twenty_kills_change_nothing(self, tmp_path):
         self.finish(tmp_path / "whole")
-        draw, checkpoints, lost = random.Random(0), Checkpoints(str(tmp_path / "killed"), keep=1000), []
+        draw, checkpoints, newest = random.Random(0), Checkpoints(str(tmp_path / "killed"), keep=1000), []
         for kill in range(20):
             command = [sys.executable, "-m", "sagan_tf.train"]
             while_writing = kill % 4 == 3
@@ -158,9 +158,9 @@ class KillTest:
             process.communicate()
             assert process.returncode == -signal.SIGKILL
             steps = checkpoints.steps()
-            lost.append(steps[-1] if steps else None)
-        assert len(lost) == 20
-        print(f"{len(lost)} kills; the newest checkpoint after each: {lost}")
+            newest.append(steps[-1] if steps else -1)
+        print(f"{len(newest)} kills; the newest checkpoint after each: {newest}")
+        assert newest == sorted(newest)  # None loses what was saved before.
         self.finish(tmp_path / "killed")
         readers = [tf.train.load_checkpoint(Checkpoints(str(tmp_path / name)).path(2000)) for name in ("whole", "killed")]
         assert readers[0].get_variable_to_shape_map() == readers[1].get_variable_to_shape_map()

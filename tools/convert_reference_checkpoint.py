@@ -5,8 +5,8 @@ python tools/convert_reference_checkpoint.py \
 
 Sizes, the number of classes and the position of the attention are read off the checkpoint. What it
 cannot tell (--loss_type, --batch_size, learning rates, --dataset, ...) is taken from the flags;
-their defaults are the reference's. The result serves sagan-sample, sagan-export, sagan-evaluate and,
-with the dataset given, sagan-train, without further flags.
+the defaults of all but --dataset are the reference's. The result serves sagan-sample and sagan-export without
+further flags and, if --dataset was given here, sagan-evaluate and sagan-train.
 """
 
 import dataclasses
