@@ -27,15 +27,15 @@ def power_iteration(matrix, u, epsilon: float = 1e-12):
       epsilon: added to the norms.
 
     Returns:
-      `sigma`, the estimated largest singular value (scalar), and the next `u`, `[1, C]`.
-      Both are differentiable with respect to `matrix`, as in the reference.
+      `sigma`, the estimated largest singular value (scalar), the next `u`, `[1, C]`, and `v`, `[1, K]`.
+      All are differentiable with respect to `matrix`, as in the reference.
     """
     # u W^T, written so that W itself need not be transposed.
     v = _l2_normalize(ops.reshape(ops.matmul(matrix, ops.reshape(u, (-1, 1))), (1, -1)), epsilon)  # [1, K]
     projected = ops.matmul(v, matrix)  # [1, C]
     u = _l2_normalize(projected, epsilon)
     sigma = ops.sum(projected * u)
-    return sigma, u
+    return sigma, u, v
 
 
 class _SpectralNormLayer(keras.layers.Layer):
@@ -78,11 +78,10 @@ class _SpectralNormLayer(keras.layers.Layer):
         if not self.spectral_norm:
             return weight
         matrix = self._matrix(weight if self.spectral_norm_gradient else ops.stop_gradient(weight))
-        sigma, u = power_iteration(matrix, ops.convert_to_tensor(self.u), self.spectral_norm_epsilon)
+        sigma, u, v = power_iteration(matrix, ops.convert_to_tensor(self.u), self.spectral_norm_epsilon)
         if not self.spectral_norm_gradient:
-            # sigma = v W u' with v and u' held constant: the gradient of Miyato et al.
-            v = ops.stop_gradient(_l2_normalize(ops.matmul(u, ops.transpose(matrix)), self.spectral_norm_epsilon))
-            sigma = ops.sum(ops.matmul(v, self._matrix(weight)) * ops.stop_gradient(u))
+            # The same sigma = v W u', where v and u' are constants: the gradient of Miyato et al.
+            sigma = ops.sum(ops.matmul(v, self._matrix(weight)) * u)
         if training:
             self.u.assign(ops.stop_gradient(u))
         return weight * (1.0 / sigma)  # A quotient's gradient would pass over the weight five times, a product's two.

@@ -154,8 +154,9 @@ class InferenceTest:
 
 
 class FoldedGeneratorTest:
-    def test_equals_the_normalized_one(self):
-        config = small()
+    @pytest.mark.parametrize("through", [True, False])
+    def test_equals_the_normalized_one(self, through):
+        config = small(spectral_norm_gradient=through)
         model = networks.generator(config)
         model.get_layer("attention").gamma.assign(0.7)
         folded = networks.folded_generator(model, config)
