@@ -6,6 +6,7 @@ and labels as pure functions of (seed, step), so that the course of a run depend
 number of devices nor on interruptions.
 """
 
+import math
 from collections.abc import Iterator
 
 import keras
@@ -199,8 +200,12 @@ class Trainer:
                 metrics[name] = metrics.get(name, 0.0) + value / parts
         norm = tf.linalg.global_norm(total) / optimizer.scale_loss(1.0 / self.strategy.num_replicas_in_sync)
         if self.config.mixed_precision == "float16":
-            # An overflow is part of finding the loss scale: the optimizer leaves that update out.
-            norm = tf.where(tf.math.is_finite(norm), norm, 0.0)
+            # An overflow is part of finding the loss scale: the optimizer leaves that update out. It looks at one
+            # replica's gradients, so an overflow on any must be seen on all.
+            overflow = tf.cast(~tf.math.is_finite(norm), tf.float32)
+            overflow = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, overflow) > 0
+            total = [tf.where(overflow, tf.constant(math.nan, value.dtype), value) for value in total]
+            norm = tf.where(overflow, 0.0, norm)
         optimizer.apply(total, model.trainable_variables)
         return metrics, norm
 

@@ -142,6 +142,28 @@ class AgreementTest:
             np.testing.assert_array_equal(first.numpy(), second.numpy(), err_msg=variable.path)
         assert mirrored > 50
 
+    def test_overflow_on_one_replica_leaves_the_update_out_on_all(self):
+        trainer = Trainer(small(mixed_precision="float16", sync_batch_norm=False), strategy_of(2))
+        optimizer = trainer.generator_optimizer
+        optimizer.dynamic_scale.assign(1024.0)
+
+        @tf.function
+        def update(value_on_last_replica):
+            def on_replica():
+                replica = tf.convert_to_tensor(tf.distribute.get_replica_context().replica_id_in_sync_group)
+                z = tf.where(replica == 1, value_on_last_replica, 0.5) * tf.linspace(-1.0, 1.0, 4 * 8)
+                return trainer.update_generator(tf.reshape(z, [4, 8]), tf.zeros([4], tf.int32))
+
+            return trainer.strategy.run(on_replica)
+
+        update(0.7)
+        before = [variable.numpy() for variable in trainer.generator.trainable_variables]
+        update(np.inf)
+        assert optimizer.dynamic_scale.numpy() == 512.0
+        assert optimizer.inner_optimizer.iterations.numpy() == 1
+        for variable, value in zip(trainer.generator.trainable_variables, before, strict=True):
+            np.testing.assert_array_equal(variable.numpy(), value, err_msg=variable.path)
+
 
 class Cluster:
     """Worker processes on this machine, which talk over gRPC."""
