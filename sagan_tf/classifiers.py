@@ -147,7 +147,10 @@ def _saved_model(name: str, path: str, logits: str, pool: str, size: int) -> Cla
     signatures = getattr(model, "signatures", {})
     signature = next((signatures[key] for key in ("serving_default", "default") if key in signatures), None)
     if signature is not None:
-        (argument,) = signature.structured_input_signature[1] or ("images",)
+        arguments = list(signature.structured_input_signature[1]) or ["images"]
+        if len(arguments) > 1:
+            raise UserError(f"The classifier {path} takes {', '.join(arguments)}, where it should take images alone.")
+        (argument,) = arguments
 
         def call(images):
             return signature(**{argument: images})

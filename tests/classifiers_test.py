@@ -155,6 +155,14 @@ class EmbeddedTest:
 
 
 class RefusalTest:
+    def test_model_of_several_inputs(self, tmp_path):
+        module = tf.Module()
+        spec = tf.TensorSpec([None, SIZE, SIZE, 3], tf.float32)
+        module.function = tf.function(lambda images, others: outputs(images + others), input_signature=[spec, spec])
+        tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.function})
+        with pytest.raises(UserError, match="takes images, others, where it should take images alone"):
+            classifiers.load(str(tmp_path), input_size=SIZE)
+
     def test_unknown_name(self):
         with pytest.raises(UserError, match="neither inception, embedded"):
             classifiers.load("resnet")

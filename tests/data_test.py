@@ -339,6 +339,8 @@ class FolderTest:
         message = failure(data.eval_dataset(source, 3))
         assert "2.png cannot be read as an image" in message
         assert "--skip_corrupt_records" in message
+        with pytest.raises(UserError, match=r"^[^:]*2\.png cannot be read as an image"):  # Read directly, the same sentence.
+            data.open_source(configure(f"folder:{tmp_path}")).examples(tf.constant([1]))
         source = data.open_source(configure(f"folder:{tmp_path}", skip_corrupt_records=1))
         pictures, _ = all_examples(source)
         np.testing.assert_array_equal(pictures[1], pictures[2])

@@ -93,10 +93,9 @@ class RecordsTest:
     def test_flat_folder_has_no_classes(self, folder, tmp_path):
         make(os.path.join(folder, "n01440764"), tmp_path / "out", shards=1)
         assert (tmp_path / "out" / "classes.txt").read_text() == ""
-        source = data.open_source(
-            Config(dataset=f"tfrecord:{tmp_path}/out/*.tfrecord", image_size=32, attention_resolution=16, num_classes=0)
-        )
+        source = data.open_source(Config(dataset=f"tfrecord:{tmp_path}/out/*.tfrecord", image_size=32, attention_resolution=16))
         assert (source.num_examples, source.num_classes) == (2, 0)
+        assert len(source.examples(tf.constant([0, 1]))["images"]) == 2
 
     def test_classes_are_spread_over_the_shards_by_seed(self, folder, tmp_path):
         first, again, other = (tool.plan(folder, 2, seed)[0] for seed in (0, 0, 1))

@@ -56,7 +56,10 @@ class Loader:
             pixels, labels = zip(*(self._good(int(index)) for index in indices), strict=True)
             return np.array(pixels, np.uint8), np.array(labels, np.int64)
 
-        pixels, labels = tf.numpy_function(read, [indices], (tf.uint8, tf.int64), stateful=False)
+        try:
+            pixels, labels = tf.numpy_function(read, [indices], (tf.uint8, tf.int64), stateful=False)
+        except UserError as error:  # Outside of a graph, TensorFlow hands it on as it is.
+            raise recover(error) from error
         pixels = tf.reshape(pixels, [-1, self._image_size, self._image_size, 3])
         images = tf.cast(pixels, tf.float32) * (2.0 / 255.0) - 1.0
         return {"images": images, "labels": tf.cast(tf.ensure_shape(labels, [None]), tf.int32)}

@@ -49,14 +49,15 @@ class TFRecordSource:
         directories = sorted({os.path.dirname(path) for path in paths})
         for directory in directories:
             _check_manifest(directory, {path: count for path, count in counts.items() if os.path.dirname(path) == directory})
-        self.class_names = _class_names(directories)
-        if num_classes < 0 and not self.class_names:
+        class_names = _class_names(directories)
+        if num_classes < 0 and class_names is None:
             raise UserError(
                 f"--dataset=tfrecord:{pattern} does not say how many classes it has (there is no {CLASSES_FILE} in "
                 f"{directories[0] or '.'}): pass --num_classes, or 0 to train without classes."
             )
+        self.class_names = class_names or ()
         self.num_classes = max(len(self.class_names), num_classes)
-        self._label_end = self.num_classes if num_classes else None  # Without classes, no label is looked at.
+        self._label_end = (self.num_classes or None) if num_classes else None  # Without classes, no label is looked at.
         self._image_key, self._label_key, self._encoded = self._kind(pattern, max_corrupt)
         self._loader = Loader(self._load, image_size, self.num_examples, max_corrupt)
 
@@ -174,8 +175,8 @@ def _check_manifest(directory: str, counts: dict[str, int]) -> None:
         )
 
 
-def _class_names(directories: list[str]) -> tuple[str, ...]:
-    """Returns the class names that the directories agree on; none if there are no files of them."""
+def _class_names(directories: list[str]) -> tuple[str, ...] | None:
+    """Returns the class names that the directories agree on, none if the images have no classes; None if no file tells."""
     found = {}
     for directory in directories:
         text = _read_text(os.path.join(directory, CLASSES_FILE))
@@ -183,4 +184,4 @@ def _class_names(directories: list[str]) -> tuple[str, ...]:
             found[directory] = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(set(found.values())) > 1:
         raise UserError(f"The {CLASSES_FILE} of {' and '.join(found)} differ: their labels do not mean the same; use one of them.")
-    return next(iter(found.values()), ())
+    return next(iter(found.values()), None)
