@@ -82,3 +82,8 @@ class CommandTest:
         done = subprocess.run([sys.executable, TOOL, "--variants=naif"], capture_output=True, text=True, timeout=120)
         assert done.returncode == 1
         assert "'naif' is none of naive, one_pass" in done.stderr
+
+    def test_backend_that_is_seen_too_late_is_refused(self):
+        done = subprocess.run([sys.executable, TOOL, "--backend", "jax"], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert "write --backend=jax" in done.stderr

@@ -484,6 +484,8 @@ def main(_) -> None:
         for name in FLAGS[flag].value:
             if name not in known:
                 sys.exit(f"error: --{flag}: {name!r} is none of {', '.join(known)}.")
+    if (FLAGS.backend == "jax") != JAX:
+        sys.exit("error: write --backend=jax, in one word and not in a flagfile.")
     if JAX and FLAGS.parts != ["step"]:
         sys.exit("error: --backend=jax measures the step alone: pass --parts=step.")
     results = {}
