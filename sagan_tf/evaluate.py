@@ -1,5 +1,8 @@
 """`sagan-evaluate`: Inception Score, FID, intra-FID, KID and more, with the whole protocol on record."""
 
+import dataclasses
+import hashlib
+import json
 import os
 import time
 from collections.abc import Callable
@@ -7,7 +10,7 @@ from collections.abc import Callable
 from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
 
 import tensorflow as tf
-from absl import flags
+from absl import flags, logging
 
 from sagan_tf import checkpoints as checkpoints_lib
 from sagan_tf import classifiers, data, distribution, evaluation, history
@@ -17,7 +20,7 @@ from sagan_tf.errors import UserError
 from sagan_tf.evaluation import Protocol
 
 FLAGS = flags.FLAGS
-# Checkpoints kept whatever their age: that with the lowest FID, and that which --watch is at.
+# Checkpoints kept whatever their age: that with the lowest FID of each protocol, and that which --watch is at.
 BEST = "best_fid"
 EVALUATING = "evaluating"
 WATCH_SECONDS = 5
@@ -35,7 +38,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("batch_norm", "moving", ["moving", "batch"], "Moving averages, as the paper, or each batch's statistics.")
     cli.define_z_flags()
     flags.DEFINE_integer("eval_batch_size", 64, "Images at a time.", lower_bound=1)
-    flags.DEFINE_boolean("watch", False, "Evaluate each new checkpoint of a running training, until it ends.")
+    flags.DEFINE_boolean("watch", False, "Evaluate new checkpoints of a running training, until that of its last step.")
     flags.DEFINE_integer(
         "patience", 0, "With --watch: stop after so many evaluations without a better FID; 0: never.", lower_bound=0
     )
@@ -58,17 +61,33 @@ def evaluate_generator(
     return evaluation.evaluate(outputs, source, config, classifier, protocol, cache_dir(config), real_images)
 
 
-def note_best(config: Config, step: int, record: dict) -> bool:
-    """Keeps the checkpoint of this step if its FID is the lowest so far, under the same protocol."""
+def keep(config: Config, step: int, record: dict) -> bool:
+    """Adds a record to its run, and keeps the checkpoint if its FID is the lowest so far under the same protocol.
+
+    Returns:
+      Whether it is. A run that cannot be written is left as it is, with a warning.
+    """
     before = [
         other["values"]["fid"]
         for other in history.read(config.model_dir)
         if other["step"] != step and other["protocol"] == record["protocol"]
     ]
     best = not before or record["values"]["fid"] < min(before)
-    if best:
-        Checkpoints(config.model_dir).pin(BEST, step)
+    try:
+        if best:
+            protocol = hashlib.sha256(json.dumps(record["protocol"], sort_keys=True).encode()).hexdigest()[:8]
+            Checkpoints(config.model_dir).pin(f"{BEST}-{protocol}", step)
+        history.append(config.model_dir, step, record)
+    except (OSError, tf.errors.OpError) as error:
+        logging.warning("The result of step %d cannot be recorded in %s (%s).", step, config.model_dir, error)
     return best
+
+
+def _digest(generator) -> str:
+    digest = hashlib.sha256()
+    for value in generator.get_weights():
+        digest.update(value.tobytes())
+    return digest.hexdigest()[:8]
 
 
 def _evaluate_checkpoint(config: Config, source, classifier, protocol: Protocol, strategy, step: int) -> tuple[dict, bool]:
@@ -78,13 +97,15 @@ def _evaluate_checkpoint(config: Config, source, classifier, protocol: Protocol,
     record = evaluate_generator(generator, source, config, classifier, protocol, FLAGS.real_images, strategy)
     if protocol.intra_fid_samples:
         sampler = evaluation.generator_sampler(generator, config.z_dim, protocol)
-        progress = os.path.join(config.model_dir, f"intra_fid-{step}.json")
+        progress = os.path.join(config.model_dir, f"intra_fid-{step}-{_digest(generator)}.json")
         cache = cache_dir(config)
         record["values"] |= evaluation.intra_fid(sampler, source, config, classifier, protocol, cache, progress, strategy)
-    record["protocol"]["use_ema"] = bool(config.ema_decay if FLAGS.use_ema is None else FLAGS.use_ema)
-    best = note_best(config, step, record)
-    history.append(config.model_dir, step, record)
-    return record, best
+    record["protocol"]["use_ema"] = _use_ema(config)
+    return record, keep(config, step, record)
+
+
+def _use_ema(config: Config) -> bool:
+    return bool(config.ema_decay if FLAGS.use_ema is None else FLAGS.use_ema)
 
 
 def watch(checkpoints: Checkpoints, train_steps: int, done: set[int], evaluate_step: Callable[[int], bool], patience: int) -> None:
@@ -152,7 +173,9 @@ def main() -> None:
                 print(f"Step {step}{', the lowest FID so far' if best else ''}:\n{evaluation.table(record)}", flush=True)
                 return best
 
-            done = {record["step"] for record in history.read(config.model_dir)}
+            wanted = dataclasses.asdict(protocol) | classifier.protocol() | {"use_ema": _use_ema(config)}
+            records = history.read(config.model_dir)
+            done = {record["step"] for record in records if wanted.items() <= record["protocol"].items()}
             watch(Checkpoints(config.model_dir), config.train_steps, done, evaluate_step, FLAGS.patience)
             return
         if FLAGS.images or FLAGS.saved_model:

@@ -98,7 +98,7 @@ def saved_model_sampler(path: str, protocol: Protocol) -> tuple[Sampler, int]:
 
 
 def folder_images(path: str, count: int, batch_size: int) -> Iterator[tf.Tensor]:
-    """Yields batches of images from a folder of generated files.
+    """Yields batches of images from a folder of generated files, in an order that mixes its classes.
 
     Raises:
       UserError: if there are fewer than asked for, one cannot be read, or their sizes differ.
@@ -109,10 +109,12 @@ def folder_images(path: str, count: int, batch_size: int) -> Iterator[tf.Tensor]
         raise UserError(str(error)) from error
     if len(paths) < count:
         raise UserError(f"{path} holds {len(paths)} images, fewer than the {count} asked for: see --num_samples.")
+    # Some metrics look at the first images alone, or at a tenth of them: file names often sort by class.
+    paths = [paths[index] for index in np.random.default_rng(0).permutation(len(paths))[:count]]
     size = None
     for start in range(0, count, batch_size):
         batch = []
-        for file in paths[start : min(start + batch_size, count)]:
+        for file in paths[start : start + batch_size]:
             try:
                 with image_files.Image.open(file) as image:
                     size = size or image.size
@@ -244,10 +246,13 @@ def _read_cache(path: str, key: dict) -> "dict[str, np.ndarray] | None":
 
 
 def _write_cache(path: str, key: dict, **arrays: np.ndarray) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.tmp{os.getpid()}.npz"
-    np.savez(temporary, key=json.dumps(key), **arrays)
-    os.replace(temporary, path)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        np.savez(temporary, key=json.dumps(key), **arrays)
+        os.replace(temporary, path)
+    except OSError as error:
+        logging.warning("The statistics cannot be kept in %s (%s): see --stats_cache.", path, error.strerror)
 
 
 def real_statistics(source: data.Source, config: Config, classifier: Classifier, cache: str, count: int = 50_000) -> RealStatistics:
@@ -276,12 +281,13 @@ def real_statistics(source: data.Source, config: Config, classifier: Classifier,
 
         logits, pools = collect(batches(), count, "real images")
         moments = metrics.Moments(pools.shape[1]).add(pools)
+        labels = np.concatenate(labels)  # Without classes, they may be anything: -1 where a test split has none.
         arrays = {
             "count": np.int64(count),
             "mean": moments.mean,
             "covariance": moments.covariance,
             "inception_score": np.float64(metrics.inception_score(logits)),
-            "histogram": np.bincount(np.concatenate(labels), minlength=source.num_classes),
+            "histogram": np.bincount(labels[labels >= 0], minlength=source.num_classes),
             "activations": pools[:KEPT_ACTIVATIONS],
             "num_logits": np.int64(logits.shape[1]),
         }
@@ -296,18 +302,21 @@ def real_statistics(source: data.Source, config: Config, classifier: Classifier,
     )
 
 
-def warnings_of(real: RealStatistics, source: data.Source, config: Config, classifier: Classifier, samples: int) -> list[str]:
+def warnings_of(real: RealStatistics, source: data.Source, config: Config, classifier: Classifier, protocol: Protocol) -> list[str]:
     """Returns what a reader of the result must know, a sentence each."""
     found = []
     dimensions = real.activations.shape[1]
-    for name, count in (("generated", samples), ("real", real.moments.count)):
+    counts = {"generated": protocol.num_samples, "real": real.moments.count}
+    for name, count in counts.items():
         if count <= dimensions:
             found.append(f"{count} {name} images are no more than the {dimensions} features: the covariance is singular.")
+    if protocol.manifold and min(counts.values()) <= metrics.NEIGHBOURS:
+        found.append(f"KID, precision and the like are left out: they need more than {metrics.NEIGHBOURS} images on each side.")
     if real.num_logits < source.num_classes:
         found.append(
             f"The classifier tells {real.num_logits} classes apart, the dataset has {source.num_classes}: that bounds the score."
         )
-    if len(real.histogram) > 1 and real.histogram.min() * 2 < real.histogram.max():
+    if config.num_classes > 1 and real.histogram.min() * 2 < real.histogram.max():
         found.append(
             f"The real images are not uniform over classes ({real.histogram.min()} to {real.histogram.max()}), the generated are."
         )
@@ -356,7 +365,7 @@ def evaluate(
     }
     if len(logits) % 10 == 0:
         values["inception_score_10_splits"] = metrics.inception_score(logits, splits=10)
-    if protocol.manifold:
+    if protocol.manifold and min(protocol.num_samples, real.moments.count) > metrics.NEIGHBOURS:
         kept = pools[:KEPT_ACTIVATIONS]
         values["kid"] = metrics.kernel_distance(real.activations, kept)
         values |= metrics.manifold_metrics(real.activations, kept)
@@ -375,7 +384,9 @@ def finish(values: dict, real: RealStatistics, source, config: Config, classifie
     settings = dataclasses.asdict(protocol) | classifier.protocol() | {"classes": "in turn", "inception_score_splits": 1}
     statistics = hashlib.sha256(json.dumps(real.key, sort_keys=True).encode()).hexdigest()[:16]
     settings |= {"dataset": config.dataset, "real_statistics": statistics, "real_images": real.moments.count, "versions": versions}
-    found = warnings_of(real, source, config, classifier, protocol.num_samples)
+    if protocol.manifold:
+        settings |= {"manifold_images": KEPT_ACTIVATIONS, "manifold_neighbours": metrics.NEIGHBOURS}
+    found = warnings_of(real, source, config, classifier, protocol)
     return {"values": values, "protocol": settings, "warnings": found}
 
 
@@ -425,7 +436,10 @@ def intra_fid(
         )
         _, pools = collect(outputs, count, f"class {label}")
         state["fid"][str(label)] = real[label].distance(metrics.Moments(pools.shape[1]).add(pools))
-        write_file(progress, json.dumps(state) + "\n")
+        try:
+            write_file(progress, json.dumps(state) + "\n")
+        except OSError as error:
+            logging.log_first_n(logging.WARNING, "%s cannot be written (%s): an interrupted call begins anew.", 1, progress, error)
     distances = list(state["fid"].values())
     return {"intra_fid": float(np.mean(distances)), "intra_fid_worst_class": float(np.max(distances))}
 

@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 _MODULE = "tensorflow_gan.python.eval.classifier_metrics"
+# k of precision, recall, density and coverage.
+NEIGHBOURS = 5
 
 
 def _import_tfgan() -> types.ModuleType:
@@ -159,7 +161,7 @@ class Moments:
         return float(np.sum((self.mean - other.mean) ** 2) + covariances)
 
 
-def manifold_metrics(real, generated, neighbours: int = 5, block: int = 1024) -> dict[str, float]:
+def manifold_metrics(real, generated, neighbours: int = NEIGHBOURS, block: int = 1024) -> dict[str, float]:
     """Precision, recall, density and coverage from k-nearest-neighbour balls.
 
     precision: share of generated points inside some real point's ball; recall: the reverse;

@@ -48,7 +48,10 @@ def train(config: Config) -> None:
     if chief:
         _prepare_model_dir(config)
 
-    trainer = Trainer(config, strategy)
+    trainer, classifier = Trainer(config, strategy), None
+    if config.eval_every_steps:
+        with strategy.scope():
+            classifier = classifiers.of(config)
     checkpoints = Checkpoints(config.model_dir, config.keep_checkpoints, config.keep_checkpoint_every_steps)
     restored = checkpoints.restore(trainer.state())
     start = int(trainer.step.numpy())
@@ -71,7 +74,7 @@ def train(config: Config) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_stop_on_signal(trainer.stop))
         stack.callback(checkpoints.wait)
-        reporter = stack.enter_context(Reporter(trainer, start)) if chief else None
+        reporter = stack.enter_context(Reporter(trainer, start, classifier)) if chief else None
         interrupted = _train_to_end(trainer, source, checkpoints, reporter)
     if interrupted:
         logging.info("Interrupted after step %d, which is saved; the same command continues there.", trainer.step.numpy())
@@ -137,13 +140,15 @@ def _train_to_end(trainer: Trainer, source: data.Source, checkpoints: Checkpoint
     iterator = batches(trainer, source)
     saved_at, saved_step = time.monotonic(), int(trainer.step.numpy())
     step = saved_step
+    if reporter and _evaluates(config, step) and step not in {record["step"] for record in history.read(config.model_dir)}:
+        reporter.evaluate(step, source)  # Killed or stopped between a checkpoint and its evaluation.
     while step < config.train_steps:
         # As many steps as the loop takes, but no further than the next thing to do.
         periods = [config.save_summaries_steps, config.save_samples_steps, config.save_checkpoint_steps]
         periods.append(config.eval_every_steps)
         ends = [config.train_steps, step + config.steps_per_loop] + [(step // p + 1) * p for p in periods if p]
         try:
-            history, stopped = (result.numpy() for result in trainer.train(iterator, tf.constant(min(ends) - step)))
+            metrics, stopped = (result.numpy() for result in trainer.train(iterator, tf.constant(min(ends) - step)))
         except tf.errors.OpError as error:
             if distribution.is_lost_worker(trainer.strategy, error):
                 checkpoints.wait()
@@ -151,29 +156,33 @@ def _train_to_end(trainer: Trainer, source: data.Source, checkpoints: Checkpoint
                 logging.error("Another worker is gone. Start all of them again: they continue at step %d.", last)
                 sys.exit(EXIT_INTERRUPTED)
             raise data.user_error(error) or error from error
-        if not np.isfinite(history[-1]).all():
-            _recover(trainer, checkpoints, step + len(history), history[-1])
+        if not np.isfinite(metrics[-1]).all():
+            _recover(trainer, checkpoints, step + len(metrics), metrics[-1])
             iterator = batches(trainer, source)
             step = int(trainer.step.numpy())
             continue
-        step += len(history)
+        step += len(metrics)
         if reporter:
-            reporter.add(step, history)
+            reporter.add(step, metrics)
 
         stopping = step == config.train_steps or stopped
         due = config.save_checkpoint_steps and step % config.save_checkpoint_steps == 0
-        evaluating = config.eval_every_steps and (step % config.eval_every_steps == 0 or step == config.train_steps)
-        due |= evaluating
+        due |= _evaluates(config, step)
         due |= config.save_checkpoint_secs and time.monotonic() - saved_at >= config.save_checkpoint_secs
         if (due or stopping) and step > saved_step and reporter:
             checkpoints.save(step, trainer.state())
             saved_at, saved_step = time.monotonic(), step
-        if evaluating and reporter and not stopped:
+        if reporter and _evaluates(config, step) and not stopped:
             checkpoints.wait()
             reporter.evaluate(step, source)
         if stopped:
             return True
     return False
+
+
+def _evaluates(config: Config, step: int) -> bool:
+    """Returns whether a training evaluates itself after this step."""
+    return bool(config.eval_every_steps and step and (step % config.eval_every_steps == 0 or step == config.train_steps))
 
 
 def _recover(trainer: Trainer, checkpoints: Checkpoints, step: int, metrics: np.ndarray) -> None:
@@ -188,13 +197,23 @@ def _recover(trainer: Trainer, checkpoints: Checkpoints, step: int, metrics: np.
     last = checkpoints.steps()[-1]
     rollbacks = int(trainer.rollbacks.numpy()) + 1
     if config.on_nan == "stop" or rollbacks > config.max_rollbacks:
+        remedy = "--on_nan=rollback" if config.on_nan == "stop" else f"--max_rollbacks above {config.max_rollbacks}"
         raise UserError(
             f"Step {step} is not finite: {culprits}. The checkpoint of step {last} is the last good one; lower the "
-            "learning rates, or resume with --on_nan=rollback to go on from it with other data."
+            f"learning rates, or resume with {remedy} to go on from it with other data."
         )
     checkpoints.restore(trainer.state())
     trainer.rollbacks.assign(rollbacks)
     logging.warning("Step %d is not finite: %s. Rollback %d, to step %d.", step, culprits, rollbacks, last)
+
+
+@contextlib.contextmanager
+def _written(what: str) -> Iterator[None]:
+    """Says that something could not be written; a training goes on as long as its checkpoints can be."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        logging.warning("%s cannot be written (%s).", what, str(error).splitlines()[0])
 
 
 class Reporter:
@@ -203,16 +222,17 @@ class Reporter:
     Args:
       trainer: what is trained.
       start: the step at which this process begins.
+      classifier: what evaluations see images with; None: there are none.
     """
 
-    def __init__(self, trainer: Trainer, start: int):
+    def __init__(self, trainer: Trainer, start: int, classifier: classifiers.Classifier | None = None):
         self.trainer = trainer
         self.config = trainer.config
         self._bar = tqdm(
             total=self.config.train_steps, initial=start, unit="step", disable=None, smoothing=0.05, dynamic_ncols=True
         )
         self._writer = tf.summary.create_file_writer(os.path.join(self.config.model_dir, "summaries"))
-        self._classifier = None
+        self._classifier = classifier
         self._diagnosis = diagnosis.Diagnosis()
         self.evaluated = ""
         self._history: list[np.ndarray] = []
@@ -224,16 +244,18 @@ class Reporter:
 
     def __exit__(self, *_) -> None:
         self._bar.close()
-        self._writer.close()
+        with _written("The last summaries"):
+            self._writer.close()
 
-    def add(self, step: int, history: np.ndarray) -> None:
+    def add(self, step: int, metrics: np.ndarray) -> None:
         """Takes the metrics of the steps just done, `[steps, len(METRICS)]`, and reports what is due at `step`."""
-        self._bar.update(len(history))
-        self._history.append(history)
-        if step % self.config.save_summaries_steps == 0 or step == self.config.train_steps:
-            self._summarize(step)
-        if step % self.config.save_samples_steps == 0 or step == self.config.train_steps:
-            self._sample(step)
+        self._bar.update(len(metrics))
+        self._history.append(metrics)
+        with _written(f"Summaries and samples of step {step}"):
+            if step % self.config.save_summaries_steps == 0 or step == self.config.train_steps:
+                self._summarize(step)
+            if step % self.config.save_samples_steps == 0 or step == self.config.train_steps:
+                self._sample(step)
 
     def _summarize(self, step: int) -> None:
         history = np.concatenate(self._history)
@@ -271,15 +293,12 @@ class Reporter:
 
         began = time.monotonic()
         strategy = self.trainer.strategy
-        with strategy.scope():
-            self._classifier = self._classifier or classifiers.of(self.config)
         protocol = evaluation.Protocol(num_samples=self.config.num_samples)
         record = evaluate.evaluate_generator(
             self.trainer.sampler, source, self.config, self._classifier, protocol, strategy=strategy
         )
         record["protocol"]["use_ema"] = self.trainer.ema_generator is not None
-        evaluate.note_best(self.config, step, record)
-        history.append(self.config.model_dir, step, record)
+        evaluate.keep(self.config, step, record)
         self.evaluated = f"Step {step}:\n{evaluation.table(record)}"
         logging.info("%s", self.evaluated)
         records = history.read(self.config.model_dir)
@@ -301,6 +320,7 @@ class Reporter:
                 score = agreement(self.trainer)
                 tf.summary.scalar("twins/agreement", score)
                 logging.info("step %d: agreement of the twins %.3f", step, score)
+        self._writer.flush()  # A checkpoint may follow, after which this step is not made again.
         self._warn(self._diagnosis.of_samples(step, deviation))
         self._since += time.monotonic() - began  # Not training time.
 

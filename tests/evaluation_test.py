@@ -11,7 +11,7 @@ import scipy.stats
 import tensorflow as tf
 from PIL import Image
 
-from sagan_tf import classifiers, evaluate, evaluation, export, history, networks, visualization
+from sagan_tf import classifiers, evaluate, evaluation, export, history, metrics, networks, visualization
 from sagan_tf.checkpoints import Checkpoints
 from sagan_tf.config import Config
 from sagan_tf.data import twins
@@ -143,6 +143,12 @@ class CacheTest:
         remade = evaluation.real_statistics(source, CONFIG, embedded, str(tmp_path), 200)
         np.testing.assert_allclose(remade.moments.covariance, first.moments.covariance, rtol=1e-12)
 
+    def test_that_cannot_be_written_costs_no_result(self, embedded, source, tmp_path, caplog):
+        (tmp_path / "file").touch()
+        real = evaluation.real_statistics(source, CONFIG, embedded, str(tmp_path / "file" / "cache"), 100)
+        assert real.moments.count == 100
+        assert "cannot be kept" in caplog.text
+
     def test_other_images_have_another_key(self, embedded, source, tmp_path):
         evaluation.real_statistics(source, CONFIG, embedded, str(tmp_path), 100)
         other = twins.TwinsSource(32, seed=5)
@@ -170,11 +176,30 @@ class RecordTest:
         assert "fid" in text
         assert "note: 50 generated images" in text
 
+    def test_too_few_images_for_neighbours_leave_those_metrics_out(self, embedded, source, cache):
+        protocol = Protocol(num_samples=metrics.NEIGHBOURS)
+        outputs = embedded.run(tf.constant(more_images(metrics.NEIGHBOURS)[0]))
+        record = evaluation.evaluate(iter([outputs]), source, CONFIG, embedded, protocol, cache)
+        assert set(record["values"]) == {"fid", "inception_score", "inception_score_real"}
+        assert any("need more than 5 images" in warning for warning in record["warnings"])
+
+    def test_labels_of_unlabelled_images_are_not_looked_at(self, embedded, source, tmp_path):
+        unlabelled = twins.TwinsSource(32)
+        unlabelled.num_examples, examples = 100, unlabelled.examples
+        unlabelled.examples = lambda indices: {**examples(indices), "labels": -tf.ones(len(indices), tf.int32)}
+        config, protocol = CONFIG.replace(num_classes=0), Protocol(num_samples=50, manifold=False)
+        outputs = embedded.run(tf.constant(more_images(50)[0]))
+        record = evaluation.evaluate(iter([outputs]), unlabelled, config, embedded, protocol, str(tmp_path))
+        assert record["values"]["fid"] > 0
+        assert not any("uniform over classes" in warning for warning in record["warnings"])
+
     def test_classifier_of_fewer_classes_is_noted(self, source, embedded, cache):
         few = twins.TwinsSource(32, num_classes=8)
         few.num_examples = 200
         real = evaluation.real_statistics(few, CONFIG, embedded, cache, 200)
-        assert any("6 classes apart, the dataset has 8" in w for w in evaluation.warnings_of(real, few, CONFIG, embedded, 1000))
+        assert any(
+            "6 classes apart, the dataset has 8" in w for w in evaluation.warnings_of(real, few, CONFIG, embedded, Protocol())
+        )
 
 
 class SampledTest:
@@ -232,11 +257,25 @@ class FolderTest:
         for number, size in enumerate(sizes):
             Image.fromarray(np.full((*size, 3), number, np.uint8)).save(path / f"{number:03d}.png")
 
-    def test_images_in_order(self, tmp_path):
+    def test_every_image_once_in_batches(self, tmp_path):
         self.write(tmp_path, [(8, 8)] * 5)
         batches = list(evaluation.folder_images(str(tmp_path), 5, 2))
         assert [len(batch) for batch in batches] == [2, 2, 1]
-        np.testing.assert_allclose(batches[2][0], 4 / 127.5 - 1, atol=1e-6)
+        values = np.sort(np.concatenate(batches)[:, 0, 0, 0])
+        np.testing.assert_allclose(values, np.arange(5) / 127.5 - 1, atol=1e-6)
+
+    def test_files_sorted_by_class_are_mixed(self, embedded, source, cache, tmp_path):
+        """Ten splits of a perfect folder, a class after the other, score what one does; a tenth of it holds all classes."""
+        pictures, labels = more_images()
+        for number, index in enumerate(np.argsort(labels, kind="stable")):
+            visualization.save_png(str(tmp_path / f"{number:04d}.png"), visualization.to_uint8(pictures[index]))
+        generated = (embedded.run(batch) for batch in evaluation.folder_images(str(tmp_path), COUNT, 100))
+        protocol = Protocol(num_samples=COUNT, manifold=False)
+        values = evaluation.evaluate(generated, source, CONFIG, embedded, protocol, cache)["values"]
+        assert values["inception_score_10_splits"] > 0.9 * values["inception_score"] > 5.0
+        tenth = np.concatenate(list(evaluation.folder_images(str(tmp_path), COUNT // 10, 60)))
+        seen = np.argmax(embedded.run(tf.constant(tenth))[0], axis=1)
+        assert set(seen) == set(range(6))
 
     def test_unusable_folders_are_refused(self, tmp_path):
         with pytest.raises(UserError, match="holds no images"):
@@ -246,6 +285,27 @@ class FolderTest:
             list(evaluation.folder_images(str(tmp_path), 3, 1))
         with pytest.raises(UserError, match="9x9; all images must be square, of one size"):
             list(evaluation.folder_images(str(tmp_path), 2, 1))
+
+
+class KeepTest:
+    def record(self, fid, **protocol):
+        return {"values": {"fid": fid}, "protocol": protocol, "warnings": []}
+
+    def test_lowest_fid_of_each_protocol_is_kept(self, tmp_path):
+        config, checkpoints = CONFIG.replace(model_dir=str(tmp_path)), Checkpoints(str(tmp_path))
+        os.makedirs(checkpoints.directory)
+        assert evaluate.keep(config, 1, self.record(5.0, num_samples=50_000))
+        assert evaluate.keep(config, 2, self.record(9.0, num_samples=100))
+        assert not evaluate.keep(config, 3, self.record(6.0, num_samples=50_000))
+        assert checkpoints.pinned() == {1, 2}
+        assert evaluate.keep(config, 4, self.record(4.0, num_samples=50_000))
+        assert checkpoints.pinned() == {2, 4}
+        assert [line["step"] for line in history.read(str(tmp_path))] == [1, 2, 3, 4]
+
+    def test_run_that_cannot_be_written_costs_no_result(self, tmp_path, caplog):
+        (tmp_path / "file").touch()
+        assert evaluate.keep(CONFIG.replace(model_dir=str(tmp_path / "file")), 1, self.record(5.0))
+        assert "cannot be recorded" in caplog.text
 
 
 class WatchTest:

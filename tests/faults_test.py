@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf import data, train
+from sagan_tf import data, history, train, visualization
 from sagan_tf.checkpoints import Checkpoints
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
@@ -76,6 +76,39 @@ class DiskTest:
         mount("ro")
         with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\)"):
             train.train(Config(model_dir=str(directory / "run"), **TINY).validate())
+
+    def test_training_on_a_full_disk_ends_with_the_last_checkpoint_whole(self, small_disk):
+        directory, _ = small_disk
+        config = Config(model_dir=str(directory), steps_per_loop=1, save_checkpoint_steps=1, keep_checkpoints=1000, **TINY)
+        with pytest.raises(UserError, match=r"could not be written .*free some space"):
+            train.train(config.replace(save_samples_steps=1, save_summaries_steps=1, train_steps=1000).validate())
+        checkpoints = Checkpoints(str(directory))
+        assert checkpoints.restore(Trainer(config).state()) == checkpoints.steps()[-1]
+
+    def test_samples_that_cannot_be_written_do_not_end_a_training(self, tmp_path, caplog):
+        (tmp_path / "samples").touch()
+        train.train(Config(model_dir=str(tmp_path), train_steps=2, save_samples_steps=1, **TINY).validate())
+        assert Checkpoints(str(tmp_path)).steps()[-1] == 2
+        assert "Summaries and samples of step 2 cannot be written" in caplog.text
+
+
+class EvaluationTest:
+    def test_that_was_killed_is_made_when_the_run_goes_on(self, tmp_path):
+        for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8)):
+            visualization.save_png(str(tmp_path / "images" / f"{number}.png"), pixels)
+        settings = TINY | {"num_classes": 0, "dataset": f"folder:{tmp_path / 'images'}"}
+        settings |= {"train_steps": 2, "eval_every_steps": 2, "classifier": "embedded", "num_samples": 20}
+        config = Config(model_dir=str(tmp_path), **settings)
+        train.train(config.validate())
+        (first,) = history.read(str(tmp_path))
+        (tmp_path / history.METRICS_FILE).unlink()
+        train.train(config.validate())
+        (second,) = history.read(str(tmp_path))
+        assert second["step"] == 2
+        for name, value in first["values"].items():
+            np.testing.assert_allclose(second["values"][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+        train.train(config.validate())
+        assert len(history.read(str(tmp_path))) == 1
 
 
 class ClockTest:

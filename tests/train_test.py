@@ -162,7 +162,8 @@ class EvaluateTest:
         assert {"fid", "inception_score", "intra_fid", "kid", "precision"} <= set(record["values"])
         assert record["protocol"]["use_ema"] is True
         assert "note: 60 generated images are no more than the 64 features" in result.stdout
-        assert json.loads((model_dir / "checkpoints" / "pinned.json").read_text())["best_fid"] == 8
+        pins = json.loads((model_dir / "checkpoints" / "pinned.json").read_text())
+        assert [step for name, step in pins.items() if name.startswith("best_fid")] == [8]
 
     def test_again_gives_the_same_values(self, watched):
         model_dir, _ = watched
@@ -172,6 +173,15 @@ class EvaluateTest:
         assert first["protocol"] == second["protocol"]
         for name, value in first["values"].items():
             np.testing.assert_allclose(second["values"][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+    def test_average_and_last_weights_are_measured_apart(self, watched):
+        model_dir, _ = watched
+        result = command("evaluate", f"--model_dir={model_dir}", *self.FLAGS, "--intra_fid_samples=10", "--nouse_ema")
+        assert result.returncode == 0, result.stderr
+        first, *_, last = self.records(model_dir)
+        assert last["protocol"] == {**first["protocol"], "use_ema": False}
+        for name in ("fid", "intra_fid"):
+            assert abs(last["values"][name] - first["values"][name]) > 1e-3 * first["values"][name]
 
     def test_folder_of_images(self, watched, tmp_path):
         model_dir, _ = watched
@@ -229,6 +239,11 @@ class RefusalTest:
     def test_unwritable_model_dir(self, tmp_path):
         (tmp_path / "file").write_text("")
         assert "cannot be written" in refused("train", *TINY, f"--model_dir={tmp_path}/file/run")
+
+    def test_missing_classifier_is_named_before_training(self, tmp_path):
+        message = refused("train", *TINY, "--eval_every_steps=1000", f"--classifier={tmp_path}/none", f"--model_dir={tmp_path}/run")
+        assert f"{tmp_path}/none" in message
+        assert not (tmp_path / "run" / "checkpoints").exists()
 
     def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(self, tmp_path):
         flags = [*TINY, "--generator_learning_rate=1e30", "--discriminator_learning_rate=1e30", "--train_steps=50"]

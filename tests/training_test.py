@@ -160,6 +160,12 @@ class NotFiniteTest:
             train.train(config)
         assert train.Checkpoints(str(tmp_path)).steps()[-1] == 3
 
+    def test_rollbacks_come_to_an_end(self, tmp_path, monkeypatch):
+        config, poisoning = self.poisoned(tmp_path, "discriminator/logits/dense/bias", on_nan="rollback", max_rollbacks=0)
+        monkeypatch.setattr(Trainer, "train", poisoning)
+        with pytest.raises(UserError, match="resume with --max_rollbacks above 0"):
+            train.train(config)
+
     def test_rollback_goes_on_from_the_last_checkpoint(self, tmp_path, monkeypatch):
         config, poisoning = self.poisoned(tmp_path, "discriminator/logits/dense/bias", on_nan="rollback")
         monkeypatch.setattr(Trainer, "train", poisoning)
