@@ -339,7 +339,7 @@ class TableTest:
         text = tool.markdown(records)
         assert "| none | 2 | 0.400 ± 0.424 | 1 (1 of 2 runs) | 11.00 ± 1.41 | 1.0 |" in text
         assert "| attention_8 | 1 | 0.900 | 1 | 5.00 | 1.0 |" in text
-        assert "| attention_8 | +0.500 | -6.00 |" in text
+        assert "| attention_8 | none | +0.500 | -6.00 |" in text
         assert "| none | 0 | 0.100 | never | 10.00 | 1.0 |" in text
 
     def test_minutes_are_summarised_by_their_median(self):
@@ -365,10 +365,17 @@ class TableTest:
         ]
         line = next(line for line in tool.comma_separated(records).splitlines() if line.startswith("attention_8,fid"))
         cells = line.split(",")
-        assert cells[2:6] == ["2", "4.5", "0.707107", "-6.5"]
+        assert cells[2:7] == ["2", "4.5", "0.707107", "none", "-6.5"]
         low, high = tool.difference(np.array([4.0, 5.0]), np.array([10.0, 12.0]))[1:]
-        assert [float(cells[6]), float(cells[7])] == pytest.approx([low, high], rel=1e-5)
-        assert cells[8:] == ["0 1", "4 5"]
+        assert [float(cells[7]), float(cells[8])] == pytest.approx([low, high], rel=1e-5)
+        assert cells[9:] == ["0 1", "4 5"]
+
+    def test_steps_of_stabilisation_are_compared_with_the_baseline(self):
+        records = [made("none", 0, 10.0, also=["sn_gd_ttur"]), made("baseline", 0, 30.0), made("sn_gd", 0, 25.0)]
+        text = tool.markdown(records)
+        assert "| sn_gd | baseline | -5.00 |" in text
+        assert "| sn_gd_ttur | baseline | -20.00 |" in text
+        assert "| baseline | none |" not in text
 
     def test_different_suites_are_not_mixed(self, tmp_path):
         for number, suite in enumerate(("a", "b")):

@@ -47,8 +47,9 @@ from sagan_tf.errors import UserError
 from sagan_tf.train import EXIT_INTERRUPTED
 
 FLAGS = flags.FLAGS
-# The arm that the others are compared with.
+# What the paper compares an arm with: the steps of stabilisation with the baseline, a block with none.
 CONTROL = "none"
+CONTROLS = {"sn_gd": "baseline", "sn_gd_ttur": "baseline", "baseline": ""}
 # Flags of sagan-evaluate that a flagfile may carry beside the settings, with their defaults there.
 EVALUATION = {"intra_fid_samples": 0, "real_images": 50_000}
 FREE = {field.name for field in dataclasses.fields(Config) if field.metadata["free"]}
@@ -623,6 +624,13 @@ def _by_arm(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {name: arms[name] for name in sorted(arms, key=natural)}
 
 
+def _control(name: str, arms: dict[str, list[dict[str, Any]]]) -> tuple[str, list[dict[str, Any]]]:
+    """Returns name and runs of the arm that this one is compared with; none if it is one, has none, or shares its runs."""
+    control = CONTROLS.get(name, CONTROL)
+    found = arms.get(control, [])
+    return (control, found) if found and found != arms[name] else ("", [])
+
+
 def _names(record: dict[str, Any]) -> str:
     """Returns the names of all arms that a run stands for."""
     return " = ".join([record["arm"], *record["also"]])
@@ -691,7 +699,7 @@ def _intro(records: list[dict[str, Any]]) -> list[str]:
 
 
 def markdown(records: list[dict[str, Any]]) -> str:
-    """Returns the table of these records: every arm, its difference from the control, and every run."""
+    """Returns the table of these records: every arm, its difference from its control, and every run."""
     arms, columns = _by_arm(records), _columns(records)
     headings = [column.heading for column in columns]
     rows = []
@@ -704,18 +712,19 @@ def markdown(records: list[dict[str, Any]]) -> str:
     compared = [column for column in columns if column.compared]
     rows = []
     for name, arm in arms.items():
-        if CONTROL not in arms or arm == arms[CONTROL]:
+        control_name, control_arm = _control(name, arms)
+        if not control_arm:
             continue
         cells = []
         for column in compared:
-            values, control = _arrays(arm, column.name), _arrays(arms[CONTROL], column.name)
+            values, control = _arrays(arm, column.name), _arrays(control_arm, column.name)
             delta, low, high = difference(values, control) if len(values) and len(control) else (np.nan,) * 3
             interval = f" [{low:+{column.style}}, {high:+{column.style}}]" if np.isfinite(low) else ""
             cells.append(f"{delta:+{column.style}}{interval}" if np.isfinite(delta) else "")
-        rows.append([name, *cells])
+        rows.append([name, control_name, *cells])
     if rows and compared:
-        lines += ["", f"Difference from {CONTROL}, with the 95% interval of Welch's t where there are two runs of each:", ""]
-        lines += _table(["arm", *(column.heading for column in compared)], rows)
+        lines += ["", "Differences, with the 95% interval of Welch's t where there are two runs of each arm:", ""]
+        lines += _table(["arm", "from", *(column.heading for column in compared)], rows)
 
     rows = []
     for record in records:
@@ -733,7 +742,7 @@ def comma_separated(records: list[dict[str, Any]]) -> str:
     """Returns the table as CSV, a line for each value of each arm."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["arm", "value", "runs", "mean", "sd", f"difference_from_{CONTROL}", "low", "high", "seeds", "values"])
+    writer.writerow(["arm", "value", "runs", "mean", "sd", "control", "difference", "low", "high", "seeds", "values"])
     arms = _by_arm(records)
 
     def number(value: float) -> str:
@@ -747,14 +756,14 @@ def comma_separated(records: list[dict[str, Any]]) -> str:
                 continue
             values = np.array([value for _, value in pairs])
             values = values[np.isfinite(values)]
-            control = _arrays(arms.get(CONTROL, []), key)
+            control_name, control_arm = _control(name, arms) if column.compared else ("", [])
+            control = _arrays(control_arm, key)
             control = control[np.isfinite(control)]
-            compare = len(values) and len(control) and column.compared
-            delta = difference(values, control) if compare and arm != arms[CONTROL] else (np.nan,) * 3
+            delta = difference(values, control) if len(values) and len(control) else (np.nan,) * 3
             mean = values.mean() if len(values) else np.nan
             spread = values.std(ddof=1) if len(values) > 1 else np.nan
             every = [" ".join(str(seed) for seed, _ in pairs), " ".join(number(value) or "never" for _, value in pairs)]
-            writer.writerow([name, key, len(values), *map(number, (mean, spread, *delta)), *every])
+            writer.writerow([name, key, len(values), *map(number, (mean, spread)), control_name, *map(number, delta), *every])
     return text.getvalue()
 
 
