@@ -58,6 +58,7 @@ CURVES = {
     "agreement": "twins/agreement",
     "gamma_generator": "gamma/generator",
     "gamma_discriminator": "gamma/discriminator",
+    "deviation_over_z": "samples/deviation_over_z",
 }
 
 
@@ -84,6 +85,7 @@ class Column(NamedTuple):
 COLUMNS = (
     Column("agreement", "agreement", ".3f"),
     Column("first_above_half", "first above 0.5 at step", ",.0f", compared=False),
+    Column("deviation_over_z", "deviation over z", ".3f"),
     Column("fid", "FID", ".2f"),
     Column("inception_score", "IS", ".2f"),
     Column("intra_fid", "intra-FID", ".2f"),
@@ -781,7 +783,7 @@ def write_table(results: str) -> str:
 
 
 def write_plot(results: str) -> bool:
-    """Draws `plot.png`: the curves of every run and their mean by arm, and FID and IS of every run.
+    """Draws `plot.png`: the curves of every run and their mean by arm, and the scores of every run.
 
     Returns:
       Whether it was drawn: Matplotlib is an extra.
@@ -793,8 +795,9 @@ def write_plot(results: str) -> bool:
     arms: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for record in read_records(results):
         arms[_names(record)].append(record)
-    drawn = [name for name in ("agreement", "gamma_generator") if any(name in r["curves"] for arm in arms.values() for r in arm)]
-    points = [column for column in COLUMNS if column.name in ("fid", "inception_score", "intra_fid")]
+    curves_drawn = ("agreement", "deviation_over_z", "gamma_generator")
+    drawn = [name for name in curves_drawn if any(name in r["curves"] for arm in arms.values() for r in arm)]
+    points = [column for column in COLUMNS if column.name in ("agreement", "fid", "inception_score", "intra_fid")]
     points = [column for column in points if any(len(_arrays(arm, column.name)) for arm in arms.values())]
     columns = {column.name: column for column in COLUMNS}
     rows = max(1, (len(drawn) + len(points) + 1) // 2)
