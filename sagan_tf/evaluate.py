@@ -1,6 +1,5 @@
 """`sagan-evaluate`: Inception Score, FID, intra-FID, KID and more, with the whole protocol on record."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -61,6 +60,13 @@ def evaluate_generator(
     return evaluation.evaluate(outputs, source, config, classifier, protocol, cache_dir(config), real_images)
 
 
+def measured(config: Config, source, classifier, protocol: Protocol, use_ema: bool, real_images: int = 50_000) -> set[int]:
+    """Returns the steps of a run that were measured before, under this very protocol."""
+    real = evaluation.real_statistics(source, config, classifier, cache_dir(config), real_images)
+    wanted = evaluation.whole_protocol(real, config, classifier, protocol) | {"use_ema": use_ema}
+    return {record["step"] for record in history.read(config.model_dir) if record["protocol"] == wanted}
+
+
 def keep(config: Config, step: int, record: dict) -> bool:
     """Adds a record to its run, and keeps the checkpoint if its FID is the lowest so far under the same protocol.
 
@@ -74,10 +80,10 @@ def keep(config: Config, step: int, record: dict) -> bool:
     ]
     best = not before or record["values"]["fid"] < min(before)
     try:
+        history.append(config.model_dir, step, record)
         if best:
             protocol = hashlib.sha256(json.dumps(record["protocol"], sort_keys=True).encode()).hexdigest()[:8]
             Checkpoints(config.model_dir).pin(f"{BEST}-{protocol}", step)
-        history.append(config.model_dir, step, record)
     except (OSError, tf.errors.OpError) as error:
         logging.warning("The result of step %d cannot be recorded in %s (%s).", step, config.model_dir, error)
     return best
@@ -117,6 +123,9 @@ def watch(checkpoints: Checkpoints, train_steps: int, done: set[int], evaluate_s
       done: steps that need no evaluation.
       evaluate_step: evaluates the checkpoint of a step; returns whether it is the best so far.
       patience: so many evaluations in a row that are not the best end it too; 0: none do.
+
+    Raises:
+      UserError: if the run cannot be written.
     """
     done, worse = set(done), 0
     while train_steps not in done:
@@ -126,7 +135,13 @@ def watch(checkpoints: Checkpoints, train_steps: int, done: set[int], evaluate_s
             continue
         step = new[-1]  # The newest: an evaluation that cannot keep up passes over the others.
         done |= set(new)
-        checkpoints.pin(EVALUATING, step)  # The training shall not remove it meanwhile.
+        try:
+            checkpoints.pin(EVALUATING, step)  # The training shall not remove it meanwhile.
+        except OSError as error:
+            raise UserError(
+                f"{checkpoints.directory} cannot be written ({error.strerror}), where --watch says which checkpoint it is at: "
+                "evaluate single ones with --checkpoint_step."
+            ) from error
         worse = 0 if evaluate_step(step) else worse + 1
         if patience and worse >= patience:
             print(f"No better FID in {worse} evaluations: stopping.")
@@ -173,9 +188,7 @@ def main() -> None:
                 print(f"Step {step}{', the lowest FID so far' if best else ''}:\n{evaluation.table(record)}", flush=True)
                 return best
 
-            wanted = dataclasses.asdict(protocol) | classifier.protocol() | {"use_ema": _use_ema(config)}
-            records = history.read(config.model_dir)
-            done = {record["step"] for record in records if wanted.items() <= record["protocol"].items()}
+            done = measured(config, source, classifier, protocol, _use_ema(config), FLAGS.real_images)
             watch(Checkpoints(config.model_dir), config.train_steps, done, evaluate_step, FLAGS.patience)
             return
         if FLAGS.images or FLAGS.saved_model:

@@ -4,12 +4,14 @@
 and, beside them, everything that they depend on. `append` writes it to `metrics.jsonl`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -252,6 +254,8 @@ def _write_cache(path: str, key: dict, **arrays: np.ndarray) -> None:
         np.savez(temporary, key=json.dumps(key), **arrays)
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
         logging.warning("The statistics cannot be kept in %s (%s): see --stats_cache.", path, error.strerror)
 
 
@@ -380,14 +384,19 @@ def finish(values: dict, real: RealStatistics, source, config: Config, classifie
     """
     if broken := [name for name, value in values.items() if not np.isfinite(value)]:
         raise UserError(f"{', '.join(broken)} is not finite: the samples or the classifier are broken.")
+    found = warnings_of(real, source, config, classifier, protocol)
+    return {"values": values, "protocol": whole_protocol(real, config, classifier, protocol), "warnings": found}
+
+
+def whole_protocol(real: RealStatistics, config: Config, classifier: Classifier, protocol: Protocol) -> dict[str, Any]:
+    """Returns all that a result depends on beside the generator, as it is recorded."""
     versions = {name: importlib.metadata.version(name) for name in ("sagan_tf", "tensorflow", "keras", "tensorflow-gan")}
     settings = dataclasses.asdict(protocol) | classifier.protocol() | {"classes": "in turn", "inception_score_splits": 1}
     statistics = hashlib.sha256(json.dumps(real.key, sort_keys=True).encode()).hexdigest()[:16]
     settings |= {"dataset": config.dataset, "real_statistics": statistics, "real_images": real.moments.count, "versions": versions}
     if protocol.manifold:
         settings |= {"manifold_images": KEPT_ACTIVATIONS, "manifold_neighbours": metrics.NEIGHBOURS}
-    found = warnings_of(real, source, config, classifier, protocol)
-    return {"values": values, "protocol": settings, "warnings": found}
+    return settings
 
 
 def intra_fid(

@@ -1,5 +1,6 @@
 """What a run has recorded so far: the evaluations in `metrics.jsonl`, the scalars of its TensorBoard files, its sample grids."""
 
+import errno
 import json
 import os
 import re
@@ -20,12 +21,21 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 def append(directory: str, step: int, record: dict) -> None:
-    """Adds a record to `metrics.jsonl` of a run, and its values to the run's TensorBoard."""
-    line = json.dumps({"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **record})
-    with open(os.path.join(directory, METRICS_FILE), "a", encoding="utf-8") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Adds a record to `metrics.jsonl` of a run, whole or not at all, and its values to the run's TensorBoard.
+
+    Raises:
+      OSError, tf.errors.OpError: if one of them cannot be written.
+    """
+    line = json.dumps({"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **record}) + "\n"
+    with open(os.path.join(directory, METRICS_FILE), "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(line.encode()) < len(line.encode()):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
     writer = tf.summary.create_file_writer(os.path.join(directory, "summaries"), filename_suffix=".metrics")
     with writer.as_default(step):
         for name, value in record["values"].items():

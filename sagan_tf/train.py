@@ -45,13 +45,14 @@ def train(config: Config) -> None:
     chief = distribution.is_chief(strategy)
     source = data.open_source(config)
     config = config.replace(num_classes=data.num_classes(source, config))
-    if chief:
-        _prepare_model_dir(config)
-
-    trainer, classifier = Trainer(config, strategy), None
+    classifier = None
     if config.eval_every_steps:
         with strategy.scope():
             classifier = classifiers.of(config)
+    if chief:
+        _prepare_model_dir(config)
+
+    trainer = Trainer(config, strategy)
     checkpoints = Checkpoints(config.model_dir, config.keep_checkpoints, config.keep_checkpoint_every_steps)
     restored = checkpoints.restore(trainer.state())
     start = int(trainer.step.numpy())
@@ -140,7 +141,7 @@ def _train_to_end(trainer: Trainer, source: data.Source, checkpoints: Checkpoint
     iterator = batches(trainer, source)
     saved_at, saved_step = time.monotonic(), int(trainer.step.numpy())
     step = saved_step
-    if reporter and _evaluates(config, step) and step not in {record["step"] for record in history.read(config.model_dir)}:
+    if reporter and _evaluates(config, step) and step not in reporter.measured(source):
         reporter.evaluate(step, source)  # Killed or stopped between a checkpoint and its evaluation.
     while step < config.train_steps:
         # As many steps as the loop takes, but no further than the next thing to do.
@@ -251,17 +252,16 @@ class Reporter:
         """Takes the metrics of the steps just done, `[steps, len(METRICS)]`, and reports what is due at `step`."""
         self._bar.update(len(metrics))
         self._history.append(metrics)
-        with _written(f"Summaries and samples of step {step}"):
-            if step % self.config.save_summaries_steps == 0 or step == self.config.train_steps:
-                self._summarize(step)
-            if step % self.config.save_samples_steps == 0 or step == self.config.train_steps:
-                self._sample(step)
+        if step % self.config.save_summaries_steps == 0 or step == self.config.train_steps:
+            self._summarize(step)
+        if step % self.config.save_samples_steps == 0 or step == self.config.train_steps:
+            self._sample(step)
 
     def _summarize(self, step: int) -> None:
         history = np.concatenate(self._history)
         rate = len(history) * self.config.batch_size / (time.monotonic() - self._since)
         means = dict(zip(METRICS, history.mean(axis=0), strict=True))
-        gammas = attention_gammas(self.trainer)
+        gammas, sigmas = attention_gammas(self.trainer), self._sigmas()
         loss_d = means["discriminator_loss_real"] + means["discriminator_loss_fake"]
         shown = {"G": f"{means['generator_loss']:.3f}", "D": f"{loss_d:.3f}", "images/s": f"{rate:.1f}"}
         shown |= {f"gamma_{name[0].upper()}": f"{value:.3f}" for name, value in gammas.items()}
@@ -269,33 +269,39 @@ class Reporter:
         if self._bar.disable:
             logging.info("step %d: %s", step, ", ".join(f"{name} {value}" for name, value in shown.items()))
         self._warn(self._diagnosis.of_metrics(step, means, gammas))
-        with self._writer.as_default(step):
+        with _written(f"Summaries of step {step}"), self._writer.as_default(step):
             for name, value in means.items():
                 tf.summary.scalar(name.replace("_", "/", 1) if name.startswith("logits") else f"training/{name}", value)
             for name, value in gammas.items():
                 tf.summary.scalar(f"gamma/{name}", value)
-            for network, values in zip(("generator", "discriminator"), self._sigmas(), strict=True):
+            for network, values in zip(("generator", "discriminator"), sigmas, strict=True):
                 for layer, value in values.items():
                     tf.summary.scalar(f"sigma/{network}/{layer}", value)
             tf.summary.scalar("learning_rate/generator", self.config.generator_learning_rate)
             tf.summary.scalar("learning_rate/discriminator", self.config.discriminator_learning_rate)
             tf.summary.scalar("images_per_second", rate)
-        self._writer.flush()
+            self._writer.flush()
         self._history, self._since = [], time.monotonic()
 
     def _warn(self, sentences: list[str]) -> None:
         for sentence in sentences:
             logging.warning("%s", sentence)
 
+    def measured(self, source: data.Source) -> set[int]:
+        """Returns the steps that this run has evaluated before."""
+        from sagan_tf import evaluate, evaluation
+
+        protocol = evaluation.Protocol(num_samples=self.config.num_samples)
+        return evaluate.measured(self.config, source, self._classifier, protocol, self.trainer.ema_generator is not None)
+
     def evaluate(self, step: int, source: data.Source) -> None:
         """Measures the generator as `sagan-evaluate` does, and keeps the checkpoint if its FID is the best."""
         from sagan_tf import evaluate, evaluation  # TF-GAN and TensorFlow Probability take seconds to import.
 
         began = time.monotonic()
-        strategy = self.trainer.strategy
         protocol = evaluation.Protocol(num_samples=self.config.num_samples)
         record = evaluate.evaluate_generator(
-            self.trainer.sampler, source, self.config, self._classifier, protocol, strategy=strategy
+            self.trainer.sampler, source, self.config, self._classifier, protocol, strategy=self.trainer.strategy
         )
         record["protocol"]["use_ema"] = self.trainer.ema_generator is not None
         evaluate.keep(self.config, step, record)
@@ -312,15 +318,17 @@ class Reporter:
         images = visualization.generate(self.trainer.sampler, z, labels)
         sheet = visualization.grid(images, visualization.GRID_COLUMNS)
         deviation = diagnosis.deviation_over_z(images, labels.numpy())
-        visualization.save_png(os.path.join(history.samples_dir(self.config.model_dir), f"{step:08d}.png"), sheet)
-        with self._writer.as_default(step):
+        scores = {"samples/deviation_over_z": deviation}
+        if self.config.dataset == "twins":
+            scores["twins/agreement"] = agreement(self.trainer)
+            logging.info("step %d: agreement of the twins %.3f", step, scores["twins/agreement"])
+        with _written(f"Samples of step {step}"):
+            visualization.save_png(os.path.join(history.samples_dir(self.config.model_dir), f"{step:08d}.png"), sheet)
+        with _written(f"Summaries of the samples of step {step}"), self._writer.as_default(step):
             tf.summary.image("samples", sheet[None])
-            tf.summary.scalar("samples/deviation_over_z", deviation)
-            if self.config.dataset == "twins":
-                score = agreement(self.trainer)
-                tf.summary.scalar("twins/agreement", score)
-                logging.info("step %d: agreement of the twins %.3f", step, score)
-        self._writer.flush()  # A checkpoint may follow, after which this step is not made again.
+            for name, score in scores.items():
+                tf.summary.scalar(name, score)
+            self._writer.flush()  # A checkpoint may follow, after which this step is not made again.
         self._warn(self._diagnosis.of_samples(step, deviation))
         self._since += time.monotonic() - began  # Not training time.
 

@@ -1,7 +1,9 @@
 """The protocol around the metrics: what moves them, what is cached, recorded, and refused."""
 
+import errno
 import json
 import os
+from unittest import mock
 
 import keras
 import numpy as np
@@ -148,6 +150,17 @@ class CacheTest:
         real = evaluation.real_statistics(source, CONFIG, embedded, str(tmp_path / "file" / "cache"), 100)
         assert real.moments.count == 100
         assert "cannot be kept" in caplog.text
+
+    def test_that_fills_the_disk_leaves_no_part_behind(self, tmp_path, monkeypatch, caplog):
+        def full(path, **_):
+            with open(path, "wb") as file:
+                file.write(b"part")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(evaluation.np, "savez", full)
+        evaluation._write_cache(str(tmp_path / "real.npz"), {}, values=np.zeros(3))
+        assert not os.listdir(tmp_path)
+        assert "No space left on device" in caplog.text
 
     def test_other_images_have_another_key(self, embedded, source, tmp_path):
         evaluation.real_statistics(source, CONFIG, embedded, str(tmp_path), 100)
@@ -331,6 +344,8 @@ class WatchTest:
                 seen[step] = fids[step]
                 return best
 
+            if options.get("read_only"):
+                monkeypatch.setattr(checkpoints, "pin", mock.Mock(side_effect=OSError(errno.EROFS, "Read-only file system")))
             monkeypatch.setattr(evaluate.time, "sleep", train)
             evaluate.watch(checkpoints, train_steps, options.get("done", set()), evaluate_step, options.get("patience", 0))
             return list(seen)
@@ -339,6 +354,10 @@ class WatchTest:
 
     def test_ends_with_the_last_step(self, watch):
         assert watch({1: 3.0, 2: 4.0, 3: 5.0}, 3) == [1, 2, 3]
+
+    def test_refuses_a_run_that_cannot_be_written(self, watch):
+        with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\)"):
+            watch({1: 3.0}, 1, read_only=True)
 
     def test_patience_counts_evaluations_in_a_row_without_a_better_fid(self, watch, capsys):
         fids = dict(enumerate([9.0, 8.0, 8.5, 7.0, 7.5, 7.4, 7.3, 1.0], start=1))

@@ -1,5 +1,6 @@
 """What can go wrong around a training: kills, full and read-only disks, clocks, long runs."""
 
+import json
 import os
 import random
 import signal
@@ -85,11 +86,22 @@ class DiskTest:
         checkpoints = Checkpoints(str(directory))
         assert checkpoints.restore(Trainer(config).state()) == checkpoints.steps()[-1]
 
+    def test_evaluation_on_a_full_disk_leaves_the_records_whole(self, small_disk):
+        directory, _ = small_disk
+        record = {"values": {"fid": 1.0}, "protocol": {}, "warnings": []}
+        history.append(str(directory), 1, record)
+        with pytest.raises(OSError, match="No space"), open(directory / "filler", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises(OSError, match="No space"):  # Its first part fits into what the file has of its last page.
+            history.append(str(directory), 2, {**record, "warnings": ["x" * 10_000]})
+        assert [line["step"] for line in history.read(str(directory))] == [1]
+
     def test_samples_that_cannot_be_written_do_not_end_a_training(self, tmp_path, caplog):
         (tmp_path / "samples").touch()
         train.train(Config(model_dir=str(tmp_path), train_steps=2, save_samples_steps=1, **TINY).validate())
         assert Checkpoints(str(tmp_path)).steps()[-1] == 2
-        assert "Summaries and samples of step 2 cannot be written" in caplog.text
+        assert "Samples of step 2 cannot be written" in caplog.text
 
 
 class EvaluationTest:
@@ -101,14 +113,16 @@ class EvaluationTest:
         config = Config(model_dir=str(tmp_path), **settings)
         train.train(config.validate())
         (first,) = history.read(str(tmp_path))
-        (tmp_path / history.METRICS_FILE).unlink()
+        # As if it had been killed, and the checkpoint measured by hand in another way.
+        other = {**first, "protocol": {**first["protocol"], "num_samples": 10}}
+        (tmp_path / history.METRICS_FILE).write_text(json.dumps(other) + "\n")
         train.train(config.validate())
-        (second,) = history.read(str(tmp_path))
-        assert second["step"] == 2
+        second = history.read(str(tmp_path))[-1]
+        assert (second["step"], second["protocol"]) == (2, first["protocol"])
         for name, value in first["values"].items():
             np.testing.assert_allclose(second["values"][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
         train.train(config.validate())
-        assert len(history.read(str(tmp_path))) == 1
+        assert len(history.read(str(tmp_path))) == 2
 
 
 class ClockTest:
