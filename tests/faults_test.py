@@ -82,7 +82,7 @@ class DiskTest:
         directory, _ = small_disk
         config = Config(model_dir=str(directory), steps_per_loop=1, save_checkpoint_steps=1, keep_checkpoints=1000, **TINY)
         with pytest.raises(UserError, match=r"could not be written .*free some space"):
-            train.train(config.replace(save_samples_steps=1, save_summaries_steps=1, train_steps=1000).validate())
+            train.train(config.replace(save_summaries_steps=1, train_steps=1000).validate())
         checkpoints = Checkpoints(str(directory))
         assert checkpoints.restore(Trainer(config).state()) == checkpoints.steps()[-1]
 
