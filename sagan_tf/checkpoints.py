@@ -7,10 +7,11 @@ number for a name is complete. Paths are those of a local or mounted file system
 """
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import keras
 import numpy as np
@@ -50,6 +51,15 @@ def write_file(path: str, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def written_or_told(sentence: str) -> Iterator[None]:
+    """Turns what keeps something from being written into a warning, where the work goes on without it."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        logging.warning("%s (%s).", sentence, str(error).splitlines()[0])
 
 
 def mismatches(shapes: Mapping[str, list[int]], state: State, partial: bool = False) -> list[str]:
@@ -231,6 +241,11 @@ def _value(variable: "keras.Variable | tf.Variable") -> tf.Tensor:
     return tf.convert_to_tensor(variable.value if isinstance(variable, keras.Variable) else variable)
 
 
+def uses_ema(config: config_lib.Config, use_ema: bool | None = None) -> bool:
+    """Returns whether the averaged generator is meant; None: if the run has one."""
+    return bool(config.ema_decay if use_ema is None else use_ema)
+
+
 def restore(model_dir: str, use_ema: bool | None = None, step: int | None = None) -> tuple[keras.Model, keras.Model]:
     """Returns the trained generator and discriminator of a run.
 
@@ -257,7 +272,7 @@ def restore_with_step(model_dir: str, use_ema: bool | None = None, step: int | N
     config = config_lib.load(model_dir)
     if use_ema and not config.ema_decay:
         raise UserError(f"--model_dir={model_dir} was trained without an averaged generator (--ema_decay=0).")
-    name = "ema_generator" if (config.ema_decay if use_ema is None else use_ema) else "generator"
+    name = "ema_generator" if uses_ema(config, use_ema) else "generator"
     generator, discriminator = networks.generator(config), networks.discriminator(config)
     state = model_state(name, generator) | model_state("discriminator", discriminator)
     restored = Checkpoints(model_dir).restore(state, step, partial=True)

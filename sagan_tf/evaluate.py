@@ -1,7 +1,6 @@
 """`sagan-evaluate`: Inception Score, FID, intra-FID, KID and more, with the whole protocol on record."""
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from collections.abc import Callable
 from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
 
 import tensorflow as tf
-from absl import flags, logging
+from absl import flags
 
 from sagan_tf import checkpoints as checkpoints_lib
 from sagan_tf import classifiers, data, distribution, evaluation, history
@@ -79,13 +78,10 @@ def keep(config: Config, step: int, record: dict) -> bool:
         if other["step"] != step and other["protocol"] == record["protocol"]
     ]
     best = not before or record["values"]["fid"] < min(before)
-    try:
+    with checkpoints_lib.written_or_told(f"The result of step {step} cannot be recorded in {config.model_dir}"):
         history.append(config.model_dir, step, record)
         if best:
-            protocol = hashlib.sha256(json.dumps(record["protocol"], sort_keys=True).encode()).hexdigest()[:8]
-            Checkpoints(config.model_dir).pin(f"{BEST}-{protocol}", step)
-    except (OSError, tf.errors.OpError) as error:
-        logging.warning("The result of step %d cannot be recorded in %s (%s).", step, config.model_dir, error)
+            Checkpoints(config.model_dir).pin(f"{BEST}-{evaluation.fingerprint(record['protocol'])[:8]}", step)
     return best
 
 
@@ -106,12 +102,8 @@ def _evaluate_checkpoint(config: Config, source, classifier, protocol: Protocol,
         progress = os.path.join(config.model_dir, f"intra_fid-{step}-{_digest(generator)}.json")
         cache = cache_dir(config)
         record["values"] |= evaluation.intra_fid(sampler, source, config, classifier, protocol, cache, progress, strategy)
-    record["protocol"]["use_ema"] = _use_ema(config)
+    record["protocol"]["use_ema"] = checkpoints_lib.uses_ema(config, FLAGS.use_ema)
     return record, keep(config, step, record)
-
-
-def _use_ema(config: Config) -> bool:
-    return bool(config.ema_decay if FLAGS.use_ema is None else FLAGS.use_ema)
 
 
 def watch(checkpoints: Checkpoints, train_steps: int, done: set[int], evaluate_step: Callable[[int], bool], patience: int) -> None:
@@ -188,7 +180,8 @@ def main() -> None:
                 print(f"Step {step}{', the lowest FID so far' if best else ''}:\n{evaluation.table(record)}", flush=True)
                 return best
 
-            done = measured(config, source, classifier, protocol, _use_ema(config), FLAGS.real_images)
+            use_ema = checkpoints_lib.uses_ema(config, FLAGS.use_ema)
+            done = measured(config, source, classifier, protocol, use_ema, FLAGS.real_images)
             watch(Checkpoints(config.model_dir), config.train_steps, done, evaluate_step, FLAGS.patience)
             return
         if FLAGS.images or FLAGS.saved_model:

@@ -228,8 +228,13 @@ def _key(source: data.Source, config: Config, classifier: Classifier, count: int
     }
 
 
+def fingerprint(value: dict) -> str:
+    """Returns a name for these settings: equal ones have equal names."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _cache_path(cache: str, kind: str, key: dict) -> str:
-    return os.path.join(cache, f"{kind}-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.npz")
+    return os.path.join(cache, f"{kind}-{fingerprint(key)}.npz")
 
 
 def _read_cache(path: str, key: dict) -> "dict[str, np.ndarray] | None":
@@ -306,15 +311,19 @@ def real_statistics(source: data.Source, config: Config, classifier: Classifier,
     )
 
 
+def _has_neighbours(real: RealStatistics, protocol: Protocol) -> bool:
+    """Returns whether there are images enough for the metrics of nearest neighbours."""
+    return min(protocol.num_samples, real.moments.count) > metrics.NEIGHBOURS
+
+
 def warnings_of(real: RealStatistics, source: data.Source, config: Config, classifier: Classifier, protocol: Protocol) -> list[str]:
     """Returns what a reader of the result must know, a sentence each."""
     found = []
     dimensions = real.activations.shape[1]
-    counts = {"generated": protocol.num_samples, "real": real.moments.count}
-    for name, count in counts.items():
+    for name, count in (("generated", protocol.num_samples), ("real", real.moments.count)):
         if count <= dimensions:
             found.append(f"{count} {name} images are no more than the {dimensions} features: the covariance is singular.")
-    if protocol.manifold and min(counts.values()) <= metrics.NEIGHBOURS:
+    if protocol.manifold and not _has_neighbours(real, protocol):
         found.append(f"KID, precision and the like are left out: they need more than {metrics.NEIGHBOURS} images on each side.")
     if real.num_logits < source.num_classes:
         found.append(
@@ -369,7 +378,7 @@ def evaluate(
     }
     if len(logits) % 10 == 0:
         values["inception_score_10_splits"] = metrics.inception_score(logits, splits=10)
-    if protocol.manifold and min(protocol.num_samples, real.moments.count) > metrics.NEIGHBOURS:
+    if protocol.manifold and _has_neighbours(real, protocol):
         kept = pools[:KEPT_ACTIVATIONS]
         values["kid"] = metrics.kernel_distance(real.activations, kept)
         values |= metrics.manifold_metrics(real.activations, kept)
@@ -392,8 +401,8 @@ def whole_protocol(real: RealStatistics, config: Config, classifier: Classifier,
     """Returns all that a result depends on beside the generator, as it is recorded."""
     versions = {name: importlib.metadata.version(name) for name in ("sagan_tf", "tensorflow", "keras", "tensorflow-gan")}
     settings = dataclasses.asdict(protocol) | classifier.protocol() | {"classes": "in turn", "inception_score_splits": 1}
-    statistics = hashlib.sha256(json.dumps(real.key, sort_keys=True).encode()).hexdigest()[:16]
-    settings |= {"dataset": config.dataset, "real_statistics": statistics, "real_images": real.moments.count, "versions": versions}
+    settings |= {"dataset": config.dataset, "real_statistics": fingerprint(real.key), "real_images": real.moments.count}
+    settings |= {"versions": versions}
     if protocol.manifold:
         settings |= {"manifold_images": KEPT_ACTIVATIONS, "manifold_neighbours": metrics.NEIGHBOURS}
     return settings

@@ -13,7 +13,7 @@ from absl import flags, logging
 
 from sagan_tf import config as config_lib
 from sagan_tf import history, model_card, networks, visualization
-from sagan_tf.checkpoints import restore_with_step, write_file
+from sagan_tf.checkpoints import restore_with_step, uses_ema, write_file
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 
@@ -153,7 +153,7 @@ def main() -> None:
     check_formats(FLAGS.formats)
     config = config_lib.load(cli.trained_config().model_dir)
     generator, discriminator, step = restore_with_step(config.model_dir, FLAGS.use_ema, FLAGS.checkpoint_step)
-    use_ema = bool(config.ema_decay if FLAGS.use_ema is None else FLAGS.use_ema)
+    use_ema = uses_ema(config, FLAGS.use_ema)
     card = model_card.text(config, generator, step, use_ema, FLAGS.formats, history.read(config.model_dir))
     try:
         export(config, generator, FLAGS.export_dir)

@@ -26,11 +26,12 @@ def append(directory: str, step: int, record: dict) -> None:
     Raises:
       OSError, tf.errors.OpError: if one of them cannot be written.
     """
-    line = json.dumps({"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **record}) + "\n"
+    stamped = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **record}
+    line = (json.dumps(stamped) + "\n").encode()
     with open(os.path.join(directory, METRICS_FILE), "ab", buffering=0) as file:
         before = file.tell()
         try:
-            if file.write(line.encode()) < len(line.encode()):
+            if file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
         except OSError:

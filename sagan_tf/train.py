@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from sagan_tf import classifiers, data, diagnosis, distribution, history, visualization
 from sagan_tf import config as config_lib
-from sagan_tf.checkpoints import Checkpoints, write_file
+from sagan_tf.checkpoints import Checkpoints, write_file, written_or_told
 from sagan_tf.config import Config
 from sagan_tf.data import twins
-from sagan_tf.errors import UserError
+from sagan_tf.errors import UserError, writing
 from sagan_tf.networks import spectral_norms
 from sagan_tf.training import METRICS, Trainer
 
@@ -85,12 +85,9 @@ def train(config: Config) -> None:
 
 
 def _prepare_model_dir(config: Config) -> None:
-    path = os.path.join(config.model_dir, config_lib.CONFIG_FILE)
-    try:
+    with writing("model_dir", config.model_dir):
         os.makedirs(config.model_dir, exist_ok=True)
-        write_file(path, config.to_json())
-    except OSError as error:
-        raise UserError(f"--model_dir={config.model_dir} cannot be written ({error.strerror}): choose another.") from error
+        write_file(os.path.join(config.model_dir, config_lib.CONFIG_FILE), config.to_json())
 
 
 @contextlib.contextmanager
@@ -168,12 +165,13 @@ def _train_to_end(trainer: Trainer, source: data.Source, checkpoints: Checkpoint
 
         stopping = step == config.train_steps or stopped
         due = config.save_checkpoint_steps and step % config.save_checkpoint_steps == 0
-        due |= _evaluates(config, step)
+        evaluating = _evaluates(config, step)
+        due |= evaluating
         due |= config.save_checkpoint_secs and time.monotonic() - saved_at >= config.save_checkpoint_secs
         if (due or stopping) and step > saved_step and reporter:
             checkpoints.save(step, trainer.state())
             saved_at, saved_step = time.monotonic(), step
-        if reporter and _evaluates(config, step) and not stopped:
+        if evaluating and reporter and not stopped:
             checkpoints.wait()
             reporter.evaluate(step, source)
         if stopped:
@@ -208,15 +206,6 @@ def _recover(trainer: Trainer, checkpoints: Checkpoints, step: int, metrics: np.
     logging.warning("Step %d is not finite: %s. Rollback %d, to step %d.", step, culprits, rollbacks, last)
 
 
-@contextlib.contextmanager
-def _written(what: str) -> Iterator[None]:
-    """Says that something could not be written; a training goes on as long as its checkpoints can be."""
-    try:
-        yield
-    except (OSError, tf.errors.OpError) as error:
-        logging.warning("%s cannot be written (%s).", what, str(error).splitlines()[0])
-
-
 class Reporter:
     """Tells people how a run goes: progress bar or log lines, TensorBoard, sample grids.
 
@@ -245,7 +234,7 @@ class Reporter:
 
     def __exit__(self, *_) -> None:
         self._bar.close()
-        with _written("The last summaries"):
+        with written_or_told("The last summaries cannot be written"):
             self._writer.close()
 
     def add(self, step: int, metrics: np.ndarray) -> None:
@@ -269,7 +258,7 @@ class Reporter:
         if self._bar.disable:
             logging.info("step %d: %s", step, ", ".join(f"{name} {value}" for name, value in shown.items()))
         self._warn(self._diagnosis.of_metrics(step, means, gammas))
-        with _written(f"Summaries of step {step}"), self._writer.as_default(step):
+        with written_or_told(f"Summaries of step {step} cannot be written"), self._writer.as_default(step):
             for name, value in means.items():
                 tf.summary.scalar(name.replace("_", "/", 1) if name.startswith("logits") else f"training/{name}", value)
             for name, value in gammas.items():
@@ -322,9 +311,9 @@ class Reporter:
         if self.config.dataset == "twins":
             scores["twins/agreement"] = agreement(self.trainer)
             logging.info("step %d: agreement of the twins %.3f", step, scores["twins/agreement"])
-        with _written(f"Samples of step {step}"):
+        with written_or_told(f"Samples of step {step} cannot be written"):
             visualization.save_png(os.path.join(history.samples_dir(self.config.model_dir), f"{step:08d}.png"), sheet)
-        with _written(f"Summaries of the samples of step {step}"), self._writer.as_default(step):
+        with written_or_told(f"Summaries of the samples of step {step} cannot be written"), self._writer.as_default(step):
             tf.summary.image("samples", sheet[None])
             for name, score in scores.items():
                 tf.summary.scalar(name, score)

@@ -20,7 +20,7 @@ from absl import flags
 from sagan_tf import config as config_lib
 from sagan_tf import reference_checkpoint
 from sagan_tf.checkpoints import Checkpoints, mismatches, write_file
-from sagan_tf.errors import UserError
+from sagan_tf.errors import UserError, writing
 from sagan_tf.training import Trainer
 
 FLAGS = flags.FLAGS
@@ -52,14 +52,12 @@ def convert(prefix: str, model_dir: str, **settings) -> config_lib.Config:
         raise UserError(f"{prefix} cannot be converted: {'; '.join(problems)}.")
     for name, variable in state.items():
         variable.assign(values[name])
-    try:
+    with writing("model_dir", model_dir):
         os.makedirs(model_dir, exist_ok=True)
         checkpoints = Checkpoints(model_dir)
         checkpoints.save(int(values["step"]), state)
         checkpoints.wait()
         write_file(os.path.join(model_dir, config_lib.CONFIG_FILE), config.to_json())
-    except OSError as error:
-        raise UserError(f"--model_dir={model_dir} cannot be written ({error.strerror}): choose another.") from error
     return config
 
 

@@ -29,7 +29,7 @@ from sagan_tf.checkpoints import write_file
 from sagan_tf.data import images
 from sagan_tf.data.records import reason
 from sagan_tf.data.tfrecord import CLASSES_FILE, MANIFEST_FILE, SKIPPED_FILE
-from sagan_tf.errors import UserError
+from sagan_tf.errors import UserError, writing
 
 FLAGS = flags.FLAGS
 # What shells report for a command ended by SIGINT.
@@ -126,14 +126,12 @@ def _begin(output: str, options: dict[str, Any], class_names: tuple[str, ...]) -
       UserError: if the directory cannot be written, or holds records made with other settings.
     """
     manifest = {"complete": False, "examples": 0, "options": options, "classes": len(class_names), "shards": {}, "skipped": []}
-    try:
+    with writing("output", output):
         os.makedirs(output, exist_ok=True)
         if os.path.exists(os.path.join(output, MANIFEST_FILE)):
             manifest |= _finished(output, options)
         _write_manifest(output, manifest)
         write_file(os.path.join(output, CLASSES_FILE), "".join(f"{name}\n" for name in class_names))
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be written ({error.strerror}): choose another.") from error
     return manifest
 
 
