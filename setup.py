@@ -12,7 +12,9 @@ for path in sorted((ROOT / "flags").rglob("*.cfg")):
     path = path.relative_to(ROOT)
     FLAGFILES.setdefault(f"share/sagan_tf/{path.parent}", []).append(str(path))
 
-COMMANDS = ("train", "sample", "attention", "export", "evaluate", "report")
+# What stands behind sagan-NAME, a module of sagan_tf/commands each.
+COMMANDS = {name: name for name in ("train", "sample", "attention", "export", "evaluate", "report", "reproduce", "convert")}
+COMMANDS |= {"records": "make_tfrecords"}
 
 setup(
     name="sagan_tf",
@@ -50,5 +52,5 @@ setup(
         "report": ["matplotlib"],
         "onnx": ["tf2onnx"],
     },
-    entry_points={"console_scripts": [f"sagan-{name}=sagan_tf.{name}:run" for name in COMMANDS]},
+    entry_points={"console_scripts": [f"sagan-{name}=sagan_tf.commands.{module}:run" for name, module in COMMANDS.items()]},
 )

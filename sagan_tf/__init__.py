@@ -14,7 +14,7 @@ _PUBLIC = {
     "UserError": "sagan_tf.errors",
     "generator": "sagan_tf.networks",
     "discriminator": "sagan_tf.networks",
-    "restore": "sagan_tf.checkpoints",
+    "restore": "sagan_tf.runs.checkpoints",
 }
 
 

@@ -1,6 +1,6 @@
 """The generator and the discriminator: the paper's tables as data, and the blocks in them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -36,6 +36,9 @@ DISCRIMINATOR = {
     128: ((64, 1), (32, 2), (16, 4), (8, 8), (4, 16), (4, 16)),
     256: ((128, 1), (64, 2), (32, 4), (16, 8), (8, 8), (4, 16), (4, 16)),
 }
+
+# Variables by the names they have in a checkpoint; a backend's own ones among them.
+State = Mapping[str, Any]
 
 _serializable = keras.saving.register_keras_serializable(package="sagan_tf")
 
@@ -248,6 +251,11 @@ def discriminator(config: Config) -> keras.Model:
         before = resolution
     logits = ProjectionHead(config.num_classes, sn_options, name="logits", dtype="float32")([x, labels])
     return keras.Model([images, labels], logits, name="discriminator")
+
+
+def model_state(name: str, model: keras.Model) -> dict[str, keras.Variable]:
+    """Returns the variables of a model by the names they have in a checkpoint."""
+    return {f"{name}/{variable.path}": variable for variable in model.variables}
 
 
 def spectral_norms(model: keras.Model) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-from sagan_tf import checkpoints, losses, networks
+from sagan_tf import losses, networks
 from sagan_tf.config import Config
 
 # What `Trainer.train` returns for each step, in this order.
@@ -102,13 +102,13 @@ class Trainer:
         """The generator to draw samples from: the averaged one if there is one."""
         return self.ema_generator or self.generator
 
-    def state(self) -> checkpoints.State:
+    def state(self) -> networks.State:
         """Returns every variable that a resumed run needs, by checkpoint name."""
         state = {"step": self.step, "rollbacks": self.rollbacks}
-        state |= checkpoints.model_state("generator", self.generator)
-        state |= checkpoints.model_state("discriminator", self.discriminator)
+        state |= networks.model_state("generator", self.generator)
+        state |= networks.model_state("discriminator", self.discriminator)
         if self.ema_generator is not None:
-            state |= checkpoints.model_state("ema_generator", self.ema_generator)
+            state |= networks.model_state("ema_generator", self.ema_generator)
         for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
             state |= {variable.path: variable for variable in optimizer.variables}
         return state

@@ -11,12 +11,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sagan_tf import attention, cli, export, networks, visualization
 from sagan_tf import config as config_lib
-from sagan_tf.checkpoints import Checkpoints, model_state
+from sagan_tf import networks, pixels, sampling
+from sagan_tf.attention.explorer import Sample
+from sagan_tf.commands import attention, cli, export
 from sagan_tf.config import CONFIG_FILE, Config
 from sagan_tf.errors import UserError
-from sagan_tf.explorer import Sample
+from sagan_tf.networks import model_state
+from sagan_tf.runs.checkpoints import Checkpoints
 
 CONFIG = Config(
     image_size=32,
@@ -95,7 +97,7 @@ def refusal(flags, **values):
 def expected_maps(trained, classes, count, seed=0):
     """Returns images, and both networks' maps, as networks.with_attention gives them."""
     _, generator, discriminator = trained
-    z = visualization.draw_z(tf.range(count), 4, seed)
+    z = sampling.draw_z(tf.range(count), 4, seed)
     images, maps = networks.with_attention(generator)([z, tf.constant(classes)])
     _, judged = networks.with_attention(discriminator)([images, tf.constant(classes)])
     return images.numpy(), maps.numpy(), judged.numpy()
@@ -118,7 +120,7 @@ class SamplesTest:
         images, generator, discriminator = expected_maps(trained, [2, 2, 2, 0, 0, 0], 6)
         assert [sample.label for sample in samples] == [2, 2, 2, 0, 0, 0]
         for i, sample in enumerate(samples):
-            np.testing.assert_array_equal(sample.image, visualization.to_uint8(images[i]))
+            np.testing.assert_array_equal(sample.image, pixels.to_uint8(images[i]))
             np.testing.assert_allclose(sample.maps["generator"], generator[i], atol=1e-5)
             np.testing.assert_allclose(sample.maps["discriminator"], discriminator[i], atol=1e-5)
         assert source.gammas == {"generator": pytest.approx(0.8), "discriminator": pytest.approx(-0.25)}
@@ -248,7 +250,15 @@ class CommandTest:
         """A real process, from flags to files."""
         write_run(tmp_path / "run", CONFIG)
         arguments = [f"--model_dir={tmp_path}/run", f"--output={tmp_path}/new/figure.png", f"--html={tmp_path}/new/page.html"]
-        command = [sys.executable, "-m", "sagan_tf.attention", *arguments, "--classes=1", "--samples_per_class=2", "--queries=3,4"]
+        command = [
+            sys.executable,
+            "-m",
+            "sagan_tf.commands.attention",
+            *arguments,
+            "--classes=1",
+            "--samples_per_class=2",
+            "--queries=3,4",
+        ]
         result = subprocess.run(command, capture_output=True, text=True, timeout=240)
         assert result.returncode == 0, result.stderr
         assert "figure.png" in result.stdout

@@ -50,7 +50,7 @@ class JaxTest:
     def test_forward_passes_match_the_reference_without_tensorflow(self, jax_environment, tmp_path, name):
         import numpy as np
 
-        from sagan_tf import reference_checkpoint
+        from sagan_tf.runs import reference_checkpoint
 
         golden = os.path.join(HERE, "golden", f"{name}.npz")
         arrays = {key.removeprefix("init/"): value for key, value in np.load(golden).items() if key.startswith("init/")}

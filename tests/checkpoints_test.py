@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf import checkpoints as checkpoints_lib
-from sagan_tf.checkpoints import Checkpoints, restore
 from sagan_tf.config import CONFIG_FILE, Config
 from sagan_tf.errors import UserError
+from sagan_tf.runs import checkpoints as checkpoints_lib
+from sagan_tf.runs.checkpoints import Checkpoints, restore
 from sagan_tf.training import Trainer
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf import classifiers
 from sagan_tf.data import twins
 from sagan_tf.errors import UserError
+from sagan_tf.metrics import classifiers
 
 SIZE = 8
 KERNEL = np.random.default_rng(0).standard_normal((SIZE * SIZE * 3, 5)).astype(np.float32)

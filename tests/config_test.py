@@ -7,8 +7,8 @@ import shlex
 import pytest
 from absl import flags
 
-from sagan_tf import cli
 from sagan_tf import config as config_lib
+from sagan_tf.commands import cli
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sagan_tf.diagnosis import Diagnosis, deviation_over_z
+from sagan_tf.runs.diagnosis import Diagnosis, deviation_over_z
 
 LEARNING = {"discriminator_loss_real": 0.6, "discriminator_loss_fake": 0.7, "logits_real": 0.4, "logits_fake": -0.4}
 SATURATED = {"discriminator_loss_real": 0.0, "discriminator_loss_fake": 1e-4, "logits_real": 9.0, "logits_fake": -8.0}

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf import data, distribution
-from sagan_tf.checkpoints import Checkpoints
+from sagan_tf import data
+from sagan_tf.commands.train import batches
 from sagan_tf.config import CONFIG_FILE, Config
 from sagan_tf.errors import UserError
-from sagan_tf.train import batches
+from sagan_tf.runs import distribution
+from sagan_tf.runs.checkpoints import Checkpoints
 from sagan_tf.training import METRICS, Trainer
 
 STEPS = 5
@@ -176,7 +177,14 @@ class Cluster:
         for index in range(workers):
             cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
             process = subprocess.Popen(
-                [sys.executable, "-m", "sagan_tf.train", "--distribution=multi_worker", f"--model_dir={model_dir}", *flags],
+                [
+                    sys.executable,
+                    "-m",
+                    "sagan_tf.commands.train",
+                    "--distribution=multi_worker",
+                    f"--model_dir={model_dir}",
+                    *flags,
+                ],
                 env={**os.environ, "TF_CONFIG": json.dumps(cluster)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -13,12 +13,15 @@ import scipy.stats
 import tensorflow as tf
 from PIL import Image
 
-from sagan_tf import classifiers, evaluate, evaluation, export, history, metrics, networks, visualization
-from sagan_tf.checkpoints import Checkpoints
+from sagan_tf import networks, pixels, sampling
+from sagan_tf.commands import evaluate, export
 from sagan_tf.config import Config
 from sagan_tf.data import twins
 from sagan_tf.errors import UserError
-from sagan_tf.evaluation import Protocol
+from sagan_tf.metrics import classifiers, evaluation, scores
+from sagan_tf.metrics.evaluation import Protocol
+from sagan_tf.runs import history
+from sagan_tf.runs.checkpoints import Checkpoints
 
 COUNT = 600
 CONFIG = Config(dataset="twins", image_size=32, num_classes=6, attention_resolution=16, gf_dim=2, df_dim=2, z_dim=4)
@@ -190,8 +193,8 @@ class RecordTest:
         assert "note: 50 generated images" in text
 
     def test_too_few_images_for_neighbours_leave_those_metrics_out(self, embedded, source, cache):
-        protocol = Protocol(num_samples=metrics.NEIGHBOURS)
-        outputs = embedded.run(tf.constant(more_images(metrics.NEIGHBOURS)[0]))
+        protocol = Protocol(num_samples=scores.NEIGHBOURS)
+        outputs = embedded.run(tf.constant(more_images(scores.NEIGHBOURS)[0]))
         record = evaluation.evaluate(iter([outputs]), source, CONFIG, embedded, protocol, cache)
         assert set(record["values"]) == {"fid", "inception_score", "inception_score_real"}
         assert any("need more than 5 images" in warning for warning in record["warnings"])
@@ -251,7 +254,7 @@ class SampledTest:
             np.testing.assert_array_equal(value, now)
 
     def test_truncation_bounds_z(self):
-        z = visualization.draw_z(tf.range(500, dtype=tf.int64), 16, 0, 0.7).numpy()
+        z = sampling.draw_z(tf.range(500, dtype=tf.int64), 16, 0, 0.7).numpy()
         assert 0.69 < np.abs(z).max() <= 0.7
         # The standard deviation of a normal distribution cut at +-0.7.
         expected = np.sqrt(1 - 2 * 0.7 * scipy.stats.norm.pdf(0.7) / (2 * scipy.stats.norm.cdf(0.7) - 1))
@@ -281,7 +284,7 @@ class FolderTest:
         """Ten splits of a perfect folder, a class after the other, score what one does; a tenth of it holds all classes."""
         pictures, labels = more_images()
         for number, index in enumerate(np.argsort(labels, kind="stable")):
-            visualization.save_png(str(tmp_path / f"{number:04d}.png"), visualization.to_uint8(pictures[index]))
+            pixels.save_png(str(tmp_path / f"{number:04d}.png"), pixels.to_uint8(pictures[index]))
         generated = (embedded.run(batch) for batch in evaluation.folder_images(str(tmp_path), COUNT, 100))
         protocol = Protocol(num_samples=COUNT, manifold=False)
         values = evaluation.evaluate(generated, source, CONFIG, embedded, protocol, cache)["values"]

@@ -9,9 +9,9 @@ import zlib
 import numpy as np
 import pytest
 
-from sagan_tf import explorer
+from sagan_tf.attention import explorer
+from sagan_tf.attention.explorer import Sample
 from sagan_tf.errors import UserError
-from sagan_tf.explorer import Sample
 
 GAMMAS = {"generator": 0.25, "discriminator": -0.5}
 LABELS = (0, 0, 2, 2, 2, 5)

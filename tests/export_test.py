@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf import export, history, networks
-from sagan_tf.checkpoints import Checkpoints, model_state
+from sagan_tf import networks
+from sagan_tf.commands import export
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
+from sagan_tf.networks import model_state
+from sagan_tf.runs import history
+from sagan_tf.runs.checkpoints import Checkpoints
 
 LOAD_ALONE = """
 import sys

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf import data, history, train, visualization
-from sagan_tf.checkpoints import Checkpoints
+from sagan_tf import data, pixels
+from sagan_tf.commands import train
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
+from sagan_tf.runs import history
+from sagan_tf.runs.checkpoints import Checkpoints
 from sagan_tf.training import Trainer
 
 TINY = {"image_size": 32, "gf_dim": 2, "df_dim": 2, "z_dim": 4, "num_classes": 6, "attention_resolution": 8, "batch_size": 4}
@@ -106,8 +108,8 @@ class DiskTest:
 
 class EvaluationTest:
     def test_that_was_killed_is_made_when_the_run_goes_on(self, tmp_path):
-        for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8)):
-            visualization.save_png(str(tmp_path / "images" / f"{number}.png"), pixels)
+        for number, image in enumerate(np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8)):
+            pixels.save_png(str(tmp_path / "images" / f"{number}.png"), image)
         settings = TINY | {"num_classes": 0, "dataset": f"folder:{tmp_path / 'images'}"}
         settings |= {"train_steps": 2, "eval_every_steps": 2, "classifier": "embedded", "num_samples": 20}
         config = Config(model_dir=str(tmp_path), **settings)
@@ -150,7 +152,8 @@ class ClockTest:
 # sagan-train, killed while it writes a checkpoint: at the n-th flush, of which a checkpoint has three (two files, its directory).
 KILLED_WHILE_WRITING = """
     import os, signal, sys
-    from sagan_tf import checkpoints, train
+    from sagan_tf.runs import checkpoints
+    from sagan_tf.commands import train
 
     sync, flushes, last = checkpoints._sync, [], int(sys.argv.pop(1))
 
@@ -180,14 +183,14 @@ class KillTest:
     )
 
     def finish(self, model_dir):
-        result = subprocess.run([sys.executable, "-m", "sagan_tf.train", *self.FLAGS, f"--model_dir={model_dir}"])
+        result = subprocess.run([sys.executable, "-m", "sagan_tf.commands.train", *self.FLAGS, f"--model_dir={model_dir}"])
         assert result.returncode == 0
 
     def test_twenty_kills_change_nothing(self, tmp_path):
         self.finish(tmp_path / "whole")
         draw, checkpoints, newest = random.Random(0), Checkpoints(str(tmp_path / "killed"), keep=1000), []
         for kill in range(20):
-            command = [sys.executable, "-m", "sagan_tf.train"]
+            command = [sys.executable, "-m", "sagan_tf.commands.train"]
             while_writing = kill % 4 == 3
             if while_writing:
                 command = [sys.executable, "-c", textwrap.dedent(KILLED_WHILE_WRITING), str(draw.randint(1, 6))]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf import losses, reference_checkpoint
-from sagan_tf.checkpoints import model_state
+from sagan_tf import losses
+from sagan_tf.networks import model_state
+from sagan_tf.runs import reference_checkpoint
 from sagan_tf.training import Trainer
 
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden")

@@ -1,6 +1,5 @@
 """Folders of images become records: complete, restartable, and the same images that the folder source reads."""
 
-import importlib.util
 import itertools
 import json
 import os
@@ -15,15 +14,11 @@ import tensorflow as tf
 from PIL import Image
 
 from sagan_tf import data
+from sagan_tf.commands import make_tfrecords as tool
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 
-TOOL = os.path.join(os.path.dirname(os.path.dirname(__file__)), "tools", "make_tfrecords.py")
-
-_spec = importlib.util.spec_from_file_location("make_tfrecords", TOOL)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
-
+TOOL = (sys.executable, "-m", "sagan_tf.commands.make_tfrecords")
 # The tool chooses TensorFlow's log level itself, unless told.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
 NAMES = ("n01440764/a.JPEG", "n01440764/b.png", "n01443537/c.png", "n01443537/deeper/d.png", "n01484850/e.webp", "n01484850/f.png")
@@ -104,7 +99,16 @@ class RecordsTest:
 
     def test_are_the_same_bytes_from_several_processes(self, folder, tmp_path):
         make(folder, tmp_path / "one")
-        command = [sys.executable, TOOL, f"--input={folder}", f"--output={tmp_path}/two", "--size=32", "--shards=3", "--workers=2"]
+        command = [
+            sys.executable,
+            "-m",
+            "sagan_tf.commands.make_tfrecords",
+            f"--input={folder}",
+            f"--output={tmp_path}/two",
+            "--size=32",
+            "--shards=3",
+            "--workers=2",
+        ]
         finished = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
         assert finished.returncode == 0, finished.stderr
         assert finished.stdout.startswith("6 records in ")
@@ -130,7 +134,16 @@ class RestartTest:
         for number in range(600):
             Image.fromarray(rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)).save(f"{folder}/n01440764/{number}.bmp")
         output = tmp_path / "out"
-        command = [sys.executable, TOOL, f"--input={folder}", f"--output={output}", "--size=256", "--shards=60", "--workers=1"]
+        command = [
+            sys.executable,
+            "-m",
+            "sagan_tf.commands.make_tfrecords",
+            f"--input={folder}",
+            f"--output={output}",
+            "--size=256",
+            "--shards=60",
+            "--workers=1",
+        ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and process.poll() is None:
@@ -196,7 +209,7 @@ class CommandTest:
         ],
     )
     def test_mistakes_are_one_sentence(self, arguments, message):
-        finished = subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True, env=ENVIRONMENT)
+        finished = subprocess.run([*TOOL, *arguments], capture_output=True, text=True, env=ENVIRONMENT)
         assert finished.returncode == 1
         assert finished.stderr.startswith("error: ")
         assert message in finished.stderr

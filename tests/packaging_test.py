@@ -15,7 +15,7 @@ BUILD = "from setuptools import build_meta; build_meta.build_sdist('dist'); buil
 OPEN = """
 import importlib.resources, sys
 import sagan_tf
-from sagan_tf import classifiers
+from sagan_tf.metrics import classifiers
 assert sagan_tf.__file__.startswith(sys.argv[1]), sagan_tf.__file__
 classifiers.load("embedded")
 assert "<html" in (importlib.resources.files("sagan_tf") / "assets" / "attention.html").read_text(encoding="utf-8")
@@ -68,5 +68,5 @@ class InstalledTest:
         run = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 120}
         subprocess.run([sys.executable, "-c", OPEN, str(package)], check=True, **run)
         flagfile = prefix / "share" / "sagan_tf" / "flags" / "quickstart.cfg"
-        command = [sys.executable, "-m", "sagan_tf.train", f"--flagfile={flagfile}", "--train_steps=1", "--batch_size=0"]
+        command = [sys.executable, "-m", "sagan_tf.commands.train", f"--flagfile={flagfile}", "--train_steps=1", "--batch_size=0"]
         assert "--batch_size=0 must be at least 1" in subprocess.run(command, **run).stderr

@@ -1,6 +1,5 @@
 """Checkpoints of the reference become ordinary runs."""
 
-import importlib.util
 import os
 
 import numpy as np
@@ -8,19 +7,17 @@ import pytest
 import tensorflow as tf
 
 from sagan_tf import config as config_lib
-from sagan_tf import export, restore
-from sagan_tf.checkpoints import Checkpoints
+from sagan_tf import restore
+from sagan_tf.commands import convert as tool
+from sagan_tf.commands import export
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
+from sagan_tf.runs.checkpoints import Checkpoints
 from sagan_tf.training import Trainer
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
 GOLDEN = os.path.join(ROOT, "tests", "golden")
 PREFIX = os.path.join(GOLDEN, "sagan_ckpt", "model.ckpt-3")
-
-_spec = importlib.util.spec_from_file_location("convert", os.path.join(ROOT, "tools", "convert_reference_checkpoint.py"))
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
 
 
 def write_reference(directory, arrays):

@@ -14,10 +14,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sagan_tf import history, networks, report
-from sagan_tf.checkpoints import Checkpoints, model_state
+from sagan_tf import networks
+from sagan_tf.commands import report
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
+from sagan_tf.networks import model_state
+from sagan_tf.runs import history
+from sagan_tf.runs.checkpoints import Checkpoints
 
 CONFIG = Config(image_size=32, gf_dim=2, df_dim=2, z_dim=4, num_classes=3, attention_resolution=8, batch_size=4, deterministic=True)
 PROTOCOL = {"num_samples": 50, "classifier": "embedded", "versions": {"keras": "3"}}

@@ -15,15 +15,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sagan_tf.checkpoints import Checkpoints
+from sagan_tf.commands import reproduce as tool
 from sagan_tf.errors import UserError
+from sagan_tf.runs.checkpoints import Checkpoints
 
+TOOL = (sys.executable, "-m", "sagan_tf.commands.reproduce")
 ROOT = pathlib.Path(__file__).parent.parent
-TOOL = ROOT / "tools" / "reproduce.py"
 
-_spec = importlib.util.spec_from_file_location("reproduce", TOOL)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
 
 TINY = """
 --dataset=twins
@@ -64,7 +62,11 @@ def write_suite(folder, **arms):
 
 def reproduce(*arguments, **kwargs):
     return subprocess.Popen(
-        [sys.executable, str(TOOL), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
+        [*TOOL, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
     )
 
 

@@ -10,12 +10,15 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sagan_tf import classifiers, cli, networks, sample, visualization
 from sagan_tf import config as config_lib
-from sagan_tf.checkpoints import Checkpoints, model_state
+from sagan_tf import networks, pixels, sampling
+from sagan_tf.commands import cli, sample
 from sagan_tf.config import CONFIG_FILE, Config
 from sagan_tf.data import twins
 from sagan_tf.errors import UserError
+from sagan_tf.metrics import classifiers
+from sagan_tf.networks import model_state
+from sagan_tf.runs.checkpoints import Checkpoints
 
 CONFIG = Config(
     image_size=32, gf_dim=2, df_dim=2, z_dim=4, num_classes=3, attention_resolution=16, classifier="embedded", batch_size=4
@@ -155,7 +158,7 @@ class InterpolationTest:
 
     def test_z_is_that_of_slerp_in_between(self, generator):
         walk = sample.interpolate_z(generator, CONFIG, [1], 2, 3, seed=3)
-        z = visualization.draw_z(tf.range(2), 4, 3).numpy()
+        z = sampling.draw_z(tf.range(2), 4, 3).numpy()
         middle = generator([sample.slerp(z[0], z[1], 0.5)[None], np.array([1])], training=False)
         np.testing.assert_allclose(walk[0, 1], middle[0], atol=1e-5)
 
@@ -195,15 +198,15 @@ class SweepTest:
         rows = sample.sweep_truncation(generator, CONFIG, [0, 2], 2, [0.0, 0.5], seed=6)
         for row, bound in zip(rows, (0.0, 0.5), strict=True):
             command(output="plain.png", samples_per_class=2, classes=["0", "2"], sample_seed=6, truncation=bound)
-            np.testing.assert_array_equal(visualization.to_uint8(row).reshape(2, 2, 32, 32, 3), tiles("plain.png", 2, 2))
+            np.testing.assert_array_equal(pixels.to_uint8(row).reshape(2, 2, 32, 32, 3), tiles("plain.png", 2, 2))
 
     def test_bounds_keep_each_sample_recognisable(self):
         """The quantiles of z stay: signs and order of the components, and a wide bound changes next to nothing."""
-        free = visualization.draw_z(tf.range(50), 16, 0).numpy()
-        tight = visualization.draw_z(tf.range(50), 16, 0, 0.5).numpy()
+        free = sampling.draw_z(tf.range(50), 16, 0).numpy()
+        tight = sampling.draw_z(tf.range(50), 16, 0, 0.5).numpy()
         np.testing.assert_array_equal(np.sign(tight), np.sign(free))
         np.testing.assert_array_equal(np.argsort(tight, axis=None), np.argsort(free, axis=None))
-        np.testing.assert_allclose(visualization.draw_z(tf.range(50), 16, 0, 6.0).numpy(), free, atol=1e-4)
+        np.testing.assert_allclose(sampling.draw_z(tf.range(50), 16, 0, 6.0).numpy(), free, atol=1e-4)
 
     def test_sheet_holds_the_images(self, command):
         command(output="sweep.png", truncation_sweep=["0", "0.5"], samples_per_class=2, classes=["1"])
@@ -224,17 +227,17 @@ class NeighboursTest:
 
     def test_equal_brute_force_and_find_a_planted_image(self, source, generator):
         real = source.examples(tf.range(200, dtype=tf.int64))["images"].numpy()
-        pixels = visualization.to_uint8(real)
+        quantized = pixels.to_uint8(real)
         rng = np.random.default_rng(0)
-        queries = np.stack([pixels[131], rng.integers(0, 256, (32, 32, 3), dtype=np.uint8), pixels[5] // 2])
+        queries = np.stack([quantized[131], rng.integers(0, 256, (32, 32, 3), dtype=np.uint8), quantized[5] // 2])
         classifier = classifiers.load("embedded")
         by_pixels, by_features = sample.nearest_neighbours(queries, source, classifier, 7)
-        squares = ((np.int64(queries)[:, None] - np.int64(pixels)) ** 2).sum((2, 3, 4))  # [3, 200]
+        squares = ((np.int64(queries)[:, None] - np.int64(quantized)) ** 2).sum((2, 3, 4))  # [3, 200]
         order = np.argsort(squares, 1, kind="stable")[:, :7]
         np.testing.assert_array_equal(by_pixels.indices, order)
         np.testing.assert_array_equal(by_pixels.squares, np.take_along_axis(squares, order, 1))
         assert by_pixels.squares[0, 0] == 0
-        assert (pixels[by_pixels.indices[0, 0]] == pixels[131]).all()
+        assert (quantized[by_pixels.indices[0, 0]] == quantized[131]).all()
         features = np.float64(classifier.run(tf.constant(real))[1])
         asked = np.float64(classifier.run(tf.constant(np.float32(queries) / 127.5 - 1))[1])
         distances = np.sqrt(((asked[:, None] - features) ** 2).sum(2))
@@ -275,8 +278,8 @@ class ManyTest:
         with np.load("many.npz") as file:
             images, labels = file["images"], file["labels"]
         assert labels.tolist() == [2, 1, 2, 1, 2]
-        expected = visualization.generate(generator, visualization.draw_z(tf.range(5), 4, 2, 1.0), labels)
-        assert np.abs(np.int64(images) - visualization.to_uint8(expected)).max() <= 1
+        expected = sampling.generate(generator, sampling.draw_z(tf.range(5), 4, 2, 1.0), labels)
+        assert np.abs(np.int64(images) - pixels.to_uint8(expected)).max() <= 1
 
     def test_replicas_share_the_work_in_order(self, generator):
         strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"], cross_device_ops=tf.distribute.ReductionToOneDevice())

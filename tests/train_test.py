@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sagan_tf.checkpoints import Checkpoints
+from sagan_tf.runs.checkpoints import Checkpoints
 
 TINY = [
     "--dataset=twins",
@@ -33,7 +33,7 @@ TINY = [
 
 def command(name, *arguments, **kwargs):
     return subprocess.run(
-        [sys.executable, "-m", f"sagan_tf.{name}", *arguments], capture_output=True, text=True, timeout=240, **kwargs
+        [sys.executable, "-m", f"sagan_tf.commands.{name}", *arguments], capture_output=True, text=True, timeout=240, **kwargs
     )
 
 
@@ -93,7 +93,7 @@ class TrainTest:
     def test_interrupted_run_resumes_to_the_same_bits(self, trained, tmp_path):
         """Stopped in between (SIGKILL after a checkpoint) and continued, every variable is the same."""
         flags = [*TINY, "--ema_decay=0.5", "--save_checkpoint_steps=2", "--keep_checkpoints=1000", f"--model_dir={tmp_path}"]
-        process = subprocess.Popen([sys.executable, "-m", "sagan_tf.train", *flags, "--train_steps=1000000"])
+        process = subprocess.Popen([sys.executable, "-m", "sagan_tf.commands.train", *flags, "--train_steps=1000000"])
         while not [step for step in Checkpoints(str(tmp_path)).steps() if step]:
             assert process.poll() is None
             time.sleep(0.05)
@@ -111,7 +111,7 @@ class TrainTest:
 
     def test_sigterm_saves_and_exits_with_the_retry_code(self, tmp_path):
         flags = [*TINY, "--save_checkpoint_secs=100000", "--train_steps=1000000", "--steps_per_loop=1000000"]
-        process = subprocess.Popen([sys.executable, "-m", "sagan_tf.train", *flags, f"--model_dir={tmp_path}"])
+        process = subprocess.Popen([sys.executable, "-m", "sagan_tf.commands.train", *flags, f"--model_dir={tmp_path}"])
         while not (tmp_path / "summaries").is_dir() or not _summary_written(tmp_path):
             assert process.poll() is None
             time.sleep(0.1)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf import data, train
+from sagan_tf import data
+from sagan_tf.commands import train
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.training import METRICS, Trainer

@@ -366,7 +366,8 @@ def measure_input() -> dict[str, dict[str, float]]:
     import tensorflow as tf
     from PIL import Image
 
-    from sagan_tf import data, train
+    from sagan_tf import data
+    from sagan_tf.commands import train
     from sagan_tf.training import Trainer
 
     rng, size, results = np.random.default_rng(0), FLAGS.image_size, {}
@@ -428,28 +429,28 @@ def measure_input() -> dict[str, dict[str, float]]:
 
 def measure_sample() -> dict[str, dict[str, float]]:
     """Measures generating images."""
-    from sagan_tf import visualization
+    from sagan_tf import sampling
 
     config = variant_config("float32")
     generator = networks.generator(config)
     _, labels, z = random_batch(config)
-    call = functools.partial(visualization.generate, generator, z, labels)
+    call = functools.partial(sampling.generate, generator, z, labels)
     return {"sample": {"images_per_second": config.batch_size / np.median(interleaved({"": call}, FLAGS.rounds)[""])}}
 
 
 def measure_metrics() -> dict[str, dict[str, float]]:
     """Measures FID from 2 x 50,000 features of 2,048 dimensions."""
-    from sagan_tf import metrics
+    from sagan_tf.metrics import scores
 
     rng = np.random.default_rng(0)
     real, generated = (rng.standard_normal((50_000, 2048), np.float32) for _ in range(2))
-    took = seconds(lambda: metrics.frechet_distance(real, generated))
+    took = seconds(lambda: scores.frechet_distance(real, generated))
     return {"fid_50000": {"seconds": took}}
 
 
 def measure_checkpoint() -> dict[str, dict[str, float]]:
     """Measures saving everything that a run at these sizes needs to resume."""
-    from sagan_tf.checkpoints import Checkpoints
+    from sagan_tf.runs.checkpoints import Checkpoints
     from sagan_tf.training import Trainer
 
     trainer = Trainer(variant_config("float32"))

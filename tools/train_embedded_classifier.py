@@ -9,15 +9,15 @@ that features that tell agreement from disagreement are learned.
 
 import os
 
-from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
-
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from sagan_tf import classifiers
+import sagan_tf
+from sagan_tf.commands import cli
 from sagan_tf.data import twins
+from sagan_tf.metrics import classifiers
 
 FLAGS = flags.FLAGS
 TRAIN_STEPS, BATCH_SIZE = 3000, 128
@@ -25,7 +25,7 @@ TRAIN_STEPS, BATCH_SIZE = 3000, 128
 
 def define_flags() -> None:
     """Defines the flags that only this tool has."""
-    path = os.path.join(os.path.dirname(classifiers.__file__), "assets", classifiers.EMBEDDED_FILE)
+    path = os.path.join(os.path.dirname(sagan_tf.__file__), "assets", classifiers.EMBEDDED_FILE)
     flags.DEFINE_string("output", path, "File to write the weights to.")
 
 

@@ -12,19 +12,19 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
-
 import numpy as np
 import tensorflow as tf
 from absl import flags
 from PIL import Image
 
-from sagan_tf import attention, history, networks, visualization
 from sagan_tf import config as config_lib
-from sagan_tf.checkpoints import Checkpoints, restore, write_file
+from sagan_tf import networks, sampling
+from sagan_tf.commands import attention, cli
 from sagan_tf.config import Config, reproduce_command, show
 from sagan_tf.errors import UserError, writing
-from sagan_tf.history import Curve
+from sagan_tf.runs import history
+from sagan_tf.runs.checkpoints import Checkpoints, restore, write_file
+from sagan_tf.runs.history import Curve
 
 FLAGS = flags.FLAGS
 
@@ -320,8 +320,8 @@ def attention_figures(run: Run) -> str:
     if not Checkpoints(run.directory).steps():
         return "<p>There is no checkpoint yet.</p>"
     generator, discriminator = restore(run.directory)
-    z, labels = visualization.grid_inputs(config.z_dim, config.num_classes, config.seed)
-    rows = slice(0, _ATTENTION_SAMPLES * visualization.GRID_COLUMNS, visualization.GRID_COLUMNS)
+    z, labels = sampling.grid_inputs(config.z_dim, config.num_classes, config.seed)
+    rows = slice(0, _ATTENTION_SAMPLES * sampling.GRID_COLUMNS, sampling.GRID_COLUMNS)
     attend = networks.with_attention(generator)
     samples = list(attention.generated(lambda z, labels: attend([z, labels]), discriminator, z[rows], labels.numpy()[rows]))
     figures = []

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import keras
 
-from sagan_tf import history, networks
+from sagan_tf import networks
 from sagan_tf.config import Config, reproduce_command, show
+from sagan_tf.runs import history
 
 # What `--dataset` names, by what stands before its first colon.
 _SOURCES = {

@@ -32,19 +32,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from sagan_tf import cli  # isort: skip  # noqa: F401  (imports TensorFlow without its start-up notes)
-
 import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
 import sagan_tf
 from sagan_tf import config as config_lib
-from sagan_tf import history
-from sagan_tf.checkpoints import Checkpoints, write_file
+from sagan_tf.commands.train import EXIT_INTERRUPTED
 from sagan_tf.config import ATTENTION_RESOLUTIONS, Config
 from sagan_tf.errors import UserError
-from sagan_tf.train import EXIT_INTERRUPTED
+from sagan_tf.runs import history
+from sagan_tf.runs.checkpoints import Checkpoints, write_file
 
 FLAGS = flags.FLAGS
 # What the paper compares an arm with: the steps of stabilisation with the baseline, a block with none.
@@ -350,7 +348,7 @@ class Commands:
         with open(log, "a", encoding="utf-8") as output:
             start = output.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"sagan_tf.{command}", *arguments],
+                [sys.executable, "-m", f"sagan_tf.commands.{command}", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": path},

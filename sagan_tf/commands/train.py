@@ -8,20 +8,21 @@ import threading
 import time
 from collections.abc import Iterator
 
-from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
-
 import numpy as np
 import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from sagan_tf import classifiers, data, diagnosis, distribution, history, visualization
 from sagan_tf import config as config_lib
-from sagan_tf.checkpoints import Checkpoints, write_file, written_or_told
+from sagan_tf import data, pixels, sampling
+from sagan_tf.commands import cli
 from sagan_tf.config import Config
 from sagan_tf.data import twins
 from sagan_tf.errors import UserError, writing
+from sagan_tf.metrics import classifiers
 from sagan_tf.networks import spectral_norms
+from sagan_tf.runs import diagnosis, distribution, history
+from sagan_tf.runs.checkpoints import Checkpoints, write_file, written_or_told
 from sagan_tf.training import METRICS, Trainer
 
 # What sysexits.h calls EX_TEMPFAIL: launchers that retry on it continue the run.
@@ -278,14 +279,16 @@ class Reporter:
 
     def measured(self, source: data.Source) -> set[int]:
         """Returns the steps that this run has evaluated before."""
-        from sagan_tf import evaluate, evaluation
+        from sagan_tf.commands import evaluate
+        from sagan_tf.metrics import evaluation
 
         protocol = evaluation.Protocol(num_samples=self.config.num_samples)
         return evaluate.measured(self.config, source, self._classifier, protocol, self.trainer.ema_generator is not None)
 
     def evaluate(self, step: int, source: data.Source) -> None:
         """Measures the generator as `sagan-evaluate` does, and keeps the checkpoint if its FID is the best."""
-        from sagan_tf import evaluate, evaluation  # TF-GAN and TensorFlow Probability take seconds to import.
+        from sagan_tf.commands import evaluate
+        from sagan_tf.metrics import evaluation
 
         began = time.monotonic()
         protocol = evaluation.Protocol(num_samples=self.config.num_samples)
@@ -303,16 +306,16 @@ class Reporter:
 
     def _sample(self, step: int) -> None:
         began = time.monotonic()
-        z, labels = visualization.grid_inputs(self.config.z_dim, self.config.num_classes, self.config.seed)
-        images = visualization.generate(self.trainer.sampler, z, labels)
-        sheet = visualization.grid(images, visualization.GRID_COLUMNS)
+        z, labels = sampling.grid_inputs(self.config.z_dim, self.config.num_classes, self.config.seed)
+        images = sampling.generate(self.trainer.sampler, z, labels)
+        sheet = pixels.grid(images, sampling.GRID_COLUMNS)
         deviation = diagnosis.deviation_over_z(images, labels.numpy())
         scores = {"samples/deviation_over_z": deviation}
         if self.config.dataset == "twins":
             scores["twins/agreement"] = agreement(self.trainer)
             logging.info("step %d: agreement of the twins %.3f", step, scores["twins/agreement"])
         with written_or_told(f"Samples of step {step} cannot be written"):
-            visualization.save_png(os.path.join(history.samples_dir(self.config.model_dir), f"{step:08d}.png"), sheet)
+            pixels.save_png(os.path.join(history.samples_dir(self.config.model_dir), f"{step:08d}.png"), sheet)
         with written_or_told(f"Summaries of the samples of step {step} cannot be written"), self._writer.as_default(step):
             tf.summary.image("samples", sheet[None])
             for name, score in scores.items():
@@ -338,7 +341,7 @@ def agreement(trainer: Trainer) -> float:
     config = trainer.config
     z = tf.random.stateless_normal([AGREEMENT_SAMPLES, config.z_dim], [config.seed, -2])
     labels = np.arange(AGREEMENT_SAMPLES, dtype=np.int32) % max(config.num_classes, 1)
-    return twins.agreement(visualization.generate(trainer.sampler, z, labels), labels, config.twins_cells)
+    return twins.agreement(sampling.generate(trainer.sampler, z, labels), labels, config.twins_cells)
 
 
 def _closing_words(trainer: Trainer, evaluated: str) -> str:

@@ -12,15 +12,14 @@ further flags and, if --dataset was given here, sagan-evaluate and sagan-train.
 import dataclasses
 import os
 
-from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
-
 import numpy as np
 from absl import flags
 
 from sagan_tf import config as config_lib
-from sagan_tf import reference_checkpoint
-from sagan_tf.checkpoints import Checkpoints, mismatches, write_file
+from sagan_tf.commands import cli
 from sagan_tf.errors import UserError, writing
+from sagan_tf.runs import reference_checkpoint
+from sagan_tf.runs.checkpoints import Checkpoints, mismatches, write_file
 from sagan_tf.training import Trainer
 
 FLAGS = flags.FLAGS

@@ -21,17 +21,11 @@ from absl import logging
 from sagan_tf import config as config_lib
 from sagan_tf import networks
 from sagan_tf.errors import UserError
+from sagan_tf.networks import State, model_state
 
 _PREFIX = "ckpt"
 _TEMPORARY = "tmp-"
 _PINNED = "pinned.json"
-
-State = Mapping[str, "keras.Variable | tf.Variable"]
-
-
-def model_state(name: str, model: keras.Model) -> dict[str, keras.Variable]:
-    """Returns the variables of a model by the names they have in a checkpoint."""
-    return {f"{name}/{variable.path}": variable for variable in model.variables}
 
 
 def _sync(path: str) -> None:

@@ -6,19 +6,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
-
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
 from tqdm import tqdm
 
-from sagan_tf import classifiers, data, distribution, networks, visualization
-from sagan_tf.checkpoints import restore
-from sagan_tf.classifiers import Classifier
+from sagan_tf import data, networks, pixels, sampling
+from sagan_tf.commands import cli
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError, writing
+from sagan_tf.metrics import classifiers
+from sagan_tf.metrics.classifiers import Classifier
+from sagan_tf.runs import distribution
+from sagan_tf.runs.checkpoints import restore
 
 FLAGS = flags.FLAGS
 
@@ -39,8 +40,8 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "samples_per_class",
         0,
-        f"Images of each class; 0: {visualization.GRID_COLUMNS}, but 2 to walk between with --interpolate=z, and about "
-        f"{visualization.GRID_COLUMNS} in all with --truncation_sweep and --neighbours.",
+        f"Images of each class; 0: {sampling.GRID_COLUMNS}, but 2 to walk between with --interpolate=z, and about "
+        f"{sampling.GRID_COLUMNS} in all with --truncation_sweep and --neighbours.",
         lower_bound=0,
     )
     cli.define_z_flags()
@@ -82,7 +83,7 @@ def parse_classes(names: list[str], config: Config) -> list[int]:
       UserError: if one is not a number, or out of range.
     """
     if not names:
-        return list(range(min(config.num_classes or 1, visualization.GRID_CLASSES)))
+        return list(range(min(config.num_classes or 1, sampling.GRID_CLASSES)))
     for name in names:
         if not name.strip().isdigit() or int(name) >= max(config.num_classes, 1):
             raise UserError(f"--classes: {name!r} is not a class; they are 0 to {max(config.num_classes, 1) - 1}.")
@@ -111,7 +112,7 @@ def inputs(
 ) -> tuple[tf.Tensor, np.ndarray]:
     """Returns z `[N, z_dim]` and labels `[N]` of `per_class` samples of each class, class by class."""
     labels = np.repeat(classes, per_class)
-    return visualization.draw_z(tf.range(len(labels)), z_dim, seed, truncation), labels
+    return sampling.draw_z(tf.range(len(labels)), z_dim, seed, truncation), labels
 
 
 def path(stops: int, steps: int) -> list[tuple[int, float]]:
@@ -202,7 +203,7 @@ def interpolate_z(
     z, labels = inputs(classes, per_class, config.z_dim, seed, truncation)
     frames = path(per_class, steps)
     walks = [[slerp(stops[i], stops[i + 1], at) for i, at in frames] for stops in np.split(z.numpy(), len(classes))]
-    images = visualization.generate(generator, np.concatenate(walks), np.repeat(labels[::per_class], len(frames)))
+    images = sampling.generate(generator, np.concatenate(walks), np.repeat(labels[::per_class], len(frames)))
     return images.reshape(len(classes), len(frames), *images.shape[1:])
 
 
@@ -236,7 +237,7 @@ def interpolate_classes(
         row[classes[i + 1]] += at
     z, _ = inputs([0], per_class, config.z_dim, seed, truncation)
     labels = np.tile(np.arange(len(frames)), per_class)  # One mixed class for each frame.
-    images = visualization.generate(class_mixture(generator, config, weights), tf.repeat(z, len(frames), 0), labels)
+    images = sampling.generate(class_mixture(generator, config, weights), tf.repeat(z, len(frames), 0), labels)
     return images.reshape(per_class, len(frames), *images.shape[1:])
 
 
@@ -245,7 +246,7 @@ def sweep_truncation(
 ) -> np.ndarray:
     """Draws the same samples under each bound of z (0: none): `[len(bounds), N, H, W, 3]` in [-1, 1]."""
     rows = [inputs(classes, per_class, config.z_dim, seed, bound) for bound in bounds]
-    return np.stack([visualization.generate(generator, *row) for row in rows])
+    return np.stack([sampling.generate(generator, *row) for row in rows])
 
 
 class Nearest:
@@ -288,19 +289,19 @@ def nearest_neighbours(images: np.ndarray, source: data.Source, classifier: Clas
       count: how many of each.
     """
     parts = [classifier.run(tf.constant(np.float32(images[i : i + _BATCH]) / 127.5 - 1.0)) for i in range(0, len(images), _BATCH)]
-    pixels = Nearest(images.reshape(len(images), -1), count)
-    features = Nearest(np.concatenate([pool.numpy() for _, pool in parts]), count)
+    by_pixels = Nearest(images.reshape(len(images), -1), count)
+    by_features = Nearest(np.concatenate([pool.numpy() for _, pool in parts]), count)
     with tqdm(total=source.num_examples, desc="training images", unit="image", disable=None, leave=False) as bar:
         for batch in data.eval_dataset(source, _BATCH):
-            real = visualization.to_uint8(batch["images"])
-            pixels.add(real.reshape(len(real), -1))
-            features.add(classifier.run(batch["images"])[1].numpy())
+            real = pixels.to_uint8(batch["images"])
+            by_pixels.add(real.reshape(len(real), -1))
+            by_features.add(classifier.run(batch["images"])[1].numpy())
             bar.update(len(real))
-    return pixels, features
+    return by_pixels, by_features
 
 
 def neighbours_sheet(
-    images: np.ndarray, labels: Sequence[int], source: data.Source, pixels: Nearest, features: Nearest
+    images: np.ndarray, labels: Sequence[int], source: data.Source, by_pixels: Nearest, by_features: Nearest
 ) -> np.ndarray:
     """Draws each sample with its neighbours, a row each; below a neighbour its index and distance.
 
@@ -309,13 +310,13 @@ def neighbours_sheet(
     scale = np.prod(images.shape[1:])
     rows, captions = [], []
     for i, image in enumerate(images):
-        found = np.concatenate([pixels.indices[i], features.indices[i]])
-        distances = np.sqrt(np.concatenate([pixels.squares[i] / scale, features.squares[i]]))
-        rows.append([image, *visualization.to_uint8(source.examples(tf.constant(found))["images"])])
+        found = np.concatenate([by_pixels.indices[i], by_features.indices[i]])
+        distances = np.sqrt(np.concatenate([by_pixels.squares[i] / scale, by_features.squares[i]]))
+        rows.append([image, *pixels.to_uint8(source.examples(tf.constant(found))["images"])])
         captions.append(["", *(f"#{index}\n{distance:.4g}" for index, distance in zip(found, distances, strict=True))])
-    count = pixels.indices.shape[1]
+    count = by_pixels.indices.shape[1]
     heads = ["sample", *(f"{name} {n}" for name in ("pixels", "features") for n in range(1, count + 1))]
-    return visualization.table(rows, [f"class {label}" for label in labels], heads, captions)
+    return pixels.table(rows, [f"class {label}" for label in labels], heads, captions)
 
 
 def stream(
@@ -350,8 +351,8 @@ def stream(
             replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
             numbers = first + replica * _BATCH + tf.range(_BATCH, dtype=tf.int64)
             labels = tf.gather(tf.constant(classes, tf.int32), numbers % len(classes))
-            images = generator([visualization.draw_z(numbers, z_dim, seed, truncation), labels], training=False)
-            return visualization.quantize(images), labels
+            images = generator([sampling.draw_z(numbers, z_dim, seed, truncation), labels], training=False)
+            return pixels.quantize(images), labels
 
         return [strategy.gather(output, axis=0) for output in strategy.run(on_replica)]
 
@@ -380,7 +381,7 @@ def write_folder(path: str, batches: Iterable[tuple[np.ndarray, np.ndarray]], to
         for images, labels in batches:
             for image, label in zip(images, labels, strict=True):
                 name = os.path.join(path, f"{number:07d}_class{label:04d}.png")
-                pending.append(pool.submit(visualization.save_png, name, image))
+                pending.append(pool.submit(pixels.save_png, name, image))
                 number += 1
             while len(pending) > 4 * len(images):  # No more than a few batches wait in memory.
                 pending.popleft().result()
@@ -461,25 +462,25 @@ def _mode() -> str:
 
 def _save_png(image: np.ndarray) -> None:
     with writing("output", FLAGS.output):
-        visualization.save_png(FLAGS.output, image)
+        pixels.save_png(FLAGS.output, image)
 
 
 def _samples(config: Config, classes: list[int], per_class: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the samples of the flags: images `[N, H, W, 3]` in [-1, 1], and labels `[N]`."""
     generator, _ = restore(config.model_dir, FLAGS.use_ema, FLAGS.checkpoint_step)
     z, labels = inputs(classes, per_class, config.z_dim, FLAGS.sample_seed, FLAGS.truncation)
-    return visualization.generate(generator, z, labels), labels
+    return sampling.generate(generator, z, labels), labels
 
 
 def _plain(config: Config, classes: list[int]) -> str:
-    per_class = FLAGS.samples_per_class or visualization.GRID_COLUMNS
+    per_class = FLAGS.samples_per_class or sampling.GRID_COLUMNS
     images, labels = _samples(config, classes, per_class)
     if FLAGS.output.lower().endswith(".png"):
-        _save_png(visualization.grid(images, per_class))
+        _save_png(pixels.grid(images, per_class))
         return f"{len(images)} images, a class per row, in {FLAGS.output}"
     with writing("output", FLAGS.output):
-        for index, (image, label) in enumerate(zip(visualization.to_uint8(images), labels, strict=True)):
-            visualization.save_png(os.path.join(FLAGS.output, f"class{label:04d}_{index % per_class:06d}.png"), image)
+        for index, (image, label) in enumerate(zip(pixels.to_uint8(images), labels, strict=True)):
+            pixels.save_png(os.path.join(FLAGS.output, f"class{label:04d}_{index % per_class:06d}.png"), image)
     return f"{len(images)} images in {FLAGS.output}"
 
 
@@ -491,7 +492,7 @@ def _interpolation(config: Config, classes: list[int]) -> str:
             raise UserError(f"--model_dir={config.model_dir} has no classes to walk between: use --interpolate=z.")
         if len(classes) < 2:
             raise UserError(f"--classes={classes[0]} is one class: name at least two to walk between.")
-        draw, per_class = interpolate_classes, FLAGS.samples_per_class or visualization.GRID_COLUMNS
+        draw, per_class = interpolate_classes, FLAGS.samples_per_class or sampling.GRID_COLUMNS
     else:
         draw, per_class = interpolate_z, FLAGS.samples_per_class or 2
         if per_class < 2:
@@ -501,17 +502,17 @@ def _interpolation(config: Config, classes: list[int]) -> str:
     rows, count = walks.shape[:2]
     if animated:
         columns = int(np.ceil(np.sqrt(rows)))
-        frames = [visualization.grid(walks[:, k], columns) for k in range(count)]
+        frames = [pixels.grid(walks[:, k], columns) for k in range(count)]
         frames += frames[-2:0:-1]  # And back again, so that it goes on without a jump.
         with writing("output", FLAGS.output):
-            visualization.save_animation(FLAGS.output, frames)
+            pixels.save_animation(FLAGS.output, frames)
         return f"{rows} walks of {count} frames, and back, in {FLAGS.output}"
-    _save_png(visualization.grid(walks.reshape(rows * count, *walks.shape[2:]), count))
+    _save_png(pixels.grid(walks.reshape(rows * count, *walks.shape[2:]), count))
     return f"{rows} walks of {count} images, one per row, in {FLAGS.output}"
 
 
 def _few_per_class(classes: list[int]) -> int:
-    return FLAGS.samples_per_class or max(visualization.GRID_COLUMNS // len(classes), 1)
+    return FLAGS.samples_per_class or max(sampling.GRID_COLUMNS // len(classes), 1)
 
 
 def _sweep(config: Config, classes: list[int]) -> str:
@@ -519,7 +520,7 @@ def _sweep(config: Config, classes: list[int]) -> str:
     generator, _ = restore(config.model_dir, FLAGS.use_ema, FLAGS.checkpoint_step)
     images = sweep_truncation(generator, config, classes, _few_per_class(classes), bounds, FLAGS.sample_seed)
     names = [f"|z| < {bound:g}" if bound else "no bound" for bound in bounds]
-    _save_png(visualization.table(visualization.to_uint8(images), names))
+    _save_png(pixels.table(pixels.to_uint8(images), names))
     return f"{images.shape[1]} samples under {len(bounds)} bounds of z, one per row, in {FLAGS.output}"
 
 
@@ -529,10 +530,10 @@ def _neighbours(config: Config, classes: list[int]) -> str:
         raise UserError(f"--neighbours={FLAGS.neighbours}, but the dataset has {source.num_examples} images: ask for fewer.")
     classifier = classifiers.of(config)
     images, labels = _samples(config, classes, _few_per_class(classes))
-    images = visualization.to_uint8(images)
+    images = pixels.to_uint8(images)
     try:
-        pixels, features = nearest_neighbours(images, source, classifier, FLAGS.neighbours)
-        sheet = neighbours_sheet(images, labels, source, pixels, features)
+        found = nearest_neighbours(images, source, classifier, FLAGS.neighbours)
+        sheet = neighbours_sheet(images, labels, source, *found)
     except tf.errors.OpError as error:
         raise data.user_error(error) or error from error
     _save_png(sheet)

@@ -1,15 +1,10 @@
 """What all commands share: flags made from `Config`, `--help`, and errors as sentences."""
 
 import dataclasses
-import importlib
 import inspect
 import os
 import sys
 from collections.abc import Callable
-
-# Before TensorFlow is imported: its start-up notes would bury the commands' own output.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # Whatever ~/.keras/keras.json says.
 
 from absl import app, flags, logging
 
@@ -17,22 +12,6 @@ from sagan_tf import config as config_lib
 from sagan_tf.errors import UserError
 
 FLAGS = flags.FLAGS
-
-
-def _import_tensorflow() -> None:
-    """Imports TensorFlow without the notes that it writes to stderr past every log level."""
-    stderr, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 2)
-    try:
-        tensorflow = importlib.import_module("tensorflow")
-        tensorflow.get_logger().setLevel("ERROR")  # Deprecations inside the libraries we call.
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(sink)
-
-
-_import_tensorflow()
 
 _DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 

@@ -5,17 +5,18 @@ import os
 import time
 from collections.abc import Callable
 
-from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
-
 import tensorflow as tf
 from absl import flags
 
-from sagan_tf import checkpoints as checkpoints_lib
-from sagan_tf import classifiers, data, distribution, evaluation, history
-from sagan_tf.checkpoints import Checkpoints
+from sagan_tf import data
+from sagan_tf.commands import cli
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
-from sagan_tf.evaluation import Protocol
+from sagan_tf.metrics import classifiers, evaluation
+from sagan_tf.metrics.evaluation import Protocol
+from sagan_tf.runs import checkpoints as checkpoints_lib
+from sagan_tf.runs import distribution, history
+from sagan_tf.runs.checkpoints import Checkpoints
 
 FLAGS = flags.FLAGS
 # Checkpoints kept whatever their age: that with the lowest FID of each protocol, and that which --watch is at.

@@ -19,13 +19,14 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from sagan_tf import data, metrics
-from sagan_tf.checkpoints import write_file
-from sagan_tf.classifiers import Classifier
+from sagan_tf import data
 from sagan_tf.config import Config
 from sagan_tf.data import images as image_files
 from sagan_tf.errors import UserError
-from sagan_tf.visualization import draw_z
+from sagan_tf.metrics import scores
+from sagan_tf.metrics.classifiers import Classifier
+from sagan_tf.runs.checkpoints import write_file
+from sagan_tf.sampling import draw_z
 
 # Activations kept for KID, precision and recall; their cost grows with the square of this.
 KEPT_ACTIVATIONS = 10_000
@@ -206,7 +207,7 @@ class RealStatistics:
     """
 
     key: dict
-    moments: metrics.Moments
+    moments: scores.Moments
     inception_score: float
     histogram: np.ndarray
     activations: np.ndarray
@@ -289,13 +290,13 @@ def real_statistics(source: data.Source, config: Config, classifier: Classifier,
                 yield classifier.run(examples["images"])
 
         logits, pools = collect(batches(), count, "real images")
-        moments = metrics.Moments(pools.shape[1]).add(pools)
+        moments = scores.Moments(pools.shape[1]).add(pools)
         labels = np.concatenate(labels)  # Without classes, they may be anything: -1 where a test split has none.
         arrays = {
             "count": np.int64(count),
             "mean": moments.mean,
             "covariance": moments.covariance,
-            "inception_score": np.float64(metrics.inception_score(logits)),
+            "inception_score": np.float64(scores.inception_score(logits)),
             "histogram": np.bincount(labels[labels >= 0], minlength=source.num_classes),
             "activations": pools[:KEPT_ACTIVATIONS],
             "num_logits": np.int64(logits.shape[1]),
@@ -303,7 +304,7 @@ def real_statistics(source: data.Source, config: Config, classifier: Classifier,
         _write_cache(path, key, **arrays)
     return RealStatistics(
         key,
-        metrics.Moments.of(arrays["count"], arrays["mean"], arrays["covariance"]),
+        scores.Moments.of(arrays["count"], arrays["mean"], arrays["covariance"]),
         float(arrays["inception_score"]),
         arrays["histogram"],
         arrays["activations"],
@@ -313,7 +314,7 @@ def real_statistics(source: data.Source, config: Config, classifier: Classifier,
 
 def _has_neighbours(real: RealStatistics, protocol: Protocol) -> bool:
     """Returns whether there are images enough for the metrics of nearest neighbours."""
-    return min(protocol.num_samples, real.moments.count) > metrics.NEIGHBOURS
+    return min(protocol.num_samples, real.moments.count) > scores.NEIGHBOURS
 
 
 def warnings_of(real: RealStatistics, source: data.Source, config: Config, classifier: Classifier, protocol: Protocol) -> list[str]:
@@ -324,7 +325,7 @@ def warnings_of(real: RealStatistics, source: data.Source, config: Config, class
         if count <= dimensions:
             found.append(f"{count} {name} images are no more than the {dimensions} features: the covariance is singular.")
     if protocol.manifold and not _has_neighbours(real, protocol):
-        found.append(f"KID, precision and the like are left out: they need more than {metrics.NEIGHBOURS} images on each side.")
+        found.append(f"KID, precision and the like are left out: they need more than {scores.NEIGHBOURS} images on each side.")
     if real.num_logits < source.num_classes:
         found.append(
             f"The classifier tells {real.num_logits} classes apart, the dataset has {source.num_classes}: that bounds the score."
@@ -372,16 +373,16 @@ def evaluate(
     if len(pools) != protocol.num_samples:
         raise UserError(f"Only {len(pools)} of {protocol.num_samples} samples were generated.")
     values = {
-        "inception_score": metrics.inception_score(logits),
-        "fid": real.moments.distance(metrics.Moments(pools.shape[1]).add(pools)),
+        "inception_score": scores.inception_score(logits),
+        "fid": real.moments.distance(scores.Moments(pools.shape[1]).add(pools)),
         "inception_score_real": real.inception_score,
     }
     if len(logits) % 10 == 0:
-        values["inception_score_10_splits"] = metrics.inception_score(logits, splits=10)
+        values["inception_score_10_splits"] = scores.inception_score(logits, splits=10)
     if protocol.manifold and _has_neighbours(real, protocol):
         kept = pools[:KEPT_ACTIVATIONS]
-        values["kid"] = metrics.kernel_distance(real.activations, kept)
-        values |= metrics.manifold_metrics(real.activations, kept)
+        values["kid"] = scores.kernel_distance(real.activations, kept)
+        values |= scores.manifold_metrics(real.activations, kept)
     return finish(values, real, source, config, classifier, protocol)
 
 
@@ -404,7 +405,7 @@ def whole_protocol(real: RealStatistics, config: Config, classifier: Classifier,
     settings |= {"dataset": config.dataset, "real_statistics": fingerprint(real.key), "real_images": real.moments.count}
     settings |= {"versions": versions}
     if protocol.manifold:
-        settings |= {"manifold_images": KEPT_ACTIVATIONS, "manifold_neighbours": metrics.NEIGHBOURS}
+        settings |= {"manifold_images": KEPT_ACTIVATIONS, "manifold_neighbours": scores.NEIGHBOURS}
     return settings
 
 
@@ -453,7 +454,7 @@ def intra_fid(
             sampler, classifier, count, 0, protocol.batch_size, first=label * count, label=label, strategy=strategy
         )
         _, pools = collect(outputs, count, f"class {label}")
-        state["fid"][str(label)] = real[label].distance(metrics.Moments(pools.shape[1]).add(pools))
+        state["fid"][str(label)] = real[label].distance(scores.Moments(pools.shape[1]).add(pools))
         try:
             write_file(progress, json.dumps(state) + "\n")
         except OSError as error:
@@ -462,16 +463,16 @@ def intra_fid(
     return {"intra_fid": float(np.mean(distances)), "intra_fid_worst_class": float(np.max(distances))}
 
 
-def _class_moments(source: data.Source, classifier: Classifier, key: dict, cache: str) -> list[metrics.Moments]:
+def _class_moments(source: data.Source, classifier: Classifier, key: dict, cache: str) -> list[scores.Moments]:
     """Returns the moments of each class of the real images, cached."""
     path = _cache_path(cache, "classes", key)
     arrays = _read_cache(path, key)
     if arrays is None:
-        moments: list[metrics.Moments] | None = None
+        moments: list[scores.Moments] | None = None
         with tqdm(total=source.num_examples, desc="real classes", unit="image", disable=None, leave=False) as bar:
             for batch in data.eval_dataset(source, 64):
                 pools = classifier.run(batch["images"])[1].numpy()
-                moments = moments or [metrics.Moments(pools.shape[1]) for _ in range(source.num_classes)]
+                moments = moments or [scores.Moments(pools.shape[1]) for _ in range(source.num_classes)]
                 for label in np.unique(batch["labels"]):
                     moments[label].add(pools[batch["labels"].numpy() == label])
                 bar.update(len(pools))
@@ -484,7 +485,7 @@ def _class_moments(source: data.Source, classifier: Classifier, key: dict, cache
             "covariances": np.stack([each.covariance for each in moments]),
         }
         _write_cache(path, key, **arrays)
-    return [metrics.Moments.of(*each) for each in zip(arrays["counts"], arrays["means"], arrays["covariances"], strict=True)]
+    return [scores.Moments.of(*each) for each in zip(arrays["counts"], arrays["means"], arrays["covariances"], strict=True)]
 
 
 def table(record: dict) -> str:

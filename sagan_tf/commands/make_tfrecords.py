@@ -19,17 +19,15 @@ import sys
 import threading
 from typing import Any
 
-from sagan_tf import cli  # isort: skip  # noqa: F401  (imports TensorFlow without its start-up notes)
-
 import tensorflow as tf
 from absl import app, flags
 from tqdm import tqdm
 
-from sagan_tf.checkpoints import write_file
 from sagan_tf.data import images
 from sagan_tf.data.records import reason
 from sagan_tf.data.tfrecord import CLASSES_FILE, MANIFEST_FILE, SKIPPED_FILE
 from sagan_tf.errors import UserError, writing
+from sagan_tf.runs.checkpoints import write_file
 
 FLAGS = flags.FLAGS
 # What shells report for a command ended by SIGINT.

@@ -5,17 +5,18 @@ import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 
-from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
-
 import keras
 import tensorflow as tf
 from absl import flags, logging
 
 from sagan_tf import config as config_lib
-from sagan_tf import history, model_card, networks, visualization
-from sagan_tf.checkpoints import restore_with_step, uses_ema, write_file
+from sagan_tf import networks, pixels
+from sagan_tf.commands import cli
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
+from sagan_tf.export import model_card
+from sagan_tf.runs import history
+from sagan_tf.runs.checkpoints import restore_with_step, uses_ema, write_file
 
 FLAGS = flags.FLAGS
 
@@ -70,7 +71,7 @@ def export(config: Config, generator: keras.Model, export_dir: str) -> None:
     @tf.function(input_signature=[labels_spec, seed_spec])
     def sample(labels, seed):
         z = tf.random.stateless_normal([tf.shape(labels)[0], config.z_dim], tf.stack([seed, 0]))
-        return {"images": visualization.quantize(folded([z, labels], training=False))}
+        return {"images": pixels.quantize(folded([z, labels], training=False))}
 
     # A plain module: Keras' own objects stay out of the file, so that loading it needs only TensorFlow.
     module = tf.Module()

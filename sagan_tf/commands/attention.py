@@ -6,8 +6,6 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from sagan_tf import cli  # isort: skip  (sets TensorFlow's log level before it is imported)
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -15,13 +13,15 @@ from absl import flags, logging
 from PIL import Image, ImageDraw, ImageFont
 
 from sagan_tf import config as config_lib
-from sagan_tf import explorer, networks, visualization
-from sagan_tf.checkpoints import restore_with_step, write_file
+from sagan_tf import networks, pixels, sampling
+from sagan_tf.attention import explorer
+from sagan_tf.attention.explorer import Sample
+from sagan_tf.commands import cli
+from sagan_tf.commands.sample import inputs, parse_classes
 from sagan_tf.config import Config
 from sagan_tf.data import images as image_files
 from sagan_tf.errors import UserError, writing
-from sagan_tf.explorer import Sample
-from sagan_tf.sample import inputs, parse_classes
+from sagan_tf.runs.checkpoints import restore_with_step, write_file
 
 FLAGS = flags.FLAGS
 
@@ -255,9 +255,9 @@ def _batches(run, first, labels: np.ndarray) -> Iterator[Sample]:
     first, labels = tf.convert_to_tensor(first, tf.float32), tf.convert_to_tensor(labels, tf.int32)
     for start in range(0, len(labels), _BATCH):
         images, maps = run(first[start : start + _BATCH], labels[start : start + _BATCH])
-        pixels = visualization.to_uint8(images)
+        quantized = pixels.to_uint8(images)
         maps = {name: values.numpy() for name, values in maps.items()}
-        for i, image in enumerate(pixels):
+        for i, image in enumerate(quantized):
             yield Sample(image, int(labels[start + i]), {name: values[i] for name, values in maps.items()})
 
 
@@ -296,7 +296,7 @@ def load_images(path: str, classes: Sequence[int] | None, config: Config, total:
     of_class: dict[int, list[int]] = {}
     for i, label in enumerate(labels):
         of_class.setdefault(label, []).append(i)
-    wanted = sorted(of_class)[: visualization.GRID_CLASSES] if classes is None else classes
+    wanted = sorted(of_class)[: sampling.GRID_CLASSES] if classes is None else classes
     per_class = _per_class(total, len(wanted))
     chosen = [i for label in wanted for i in of_class.get(label, [])[:per_class]]
     if not chosen:
@@ -400,7 +400,7 @@ def _write_figure(source: Source) -> None:
     heading = f"{source.title}: attention of the {network}, gamma {gamma:.3f}"
     sheet = figure(source.samples(FIGURE_SAMPLES), network, heading, parse_queries(FLAGS.queries, source.image_size))
     with writing("output", FLAGS.output):
-        visualization.save_png(FLAGS.output, sheet)
+        pixels.save_png(FLAGS.output, sheet)
     print(f"Figure in {FLAGS.output}")
     if source.step is None:
         return

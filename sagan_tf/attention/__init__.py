@@ -1,0 +1,1 @@
+"""What each point of an image attends to: maps, figures, and a page to explore."""

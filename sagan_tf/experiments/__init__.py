@@ -1,0 +1,1 @@
+"""Suites of flagfiles: run, recorded, tabulated, drawn."""

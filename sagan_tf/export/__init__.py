@@ -1,0 +1,1 @@
+"""A trained generator for others: SavedModel, Keras, TFLite, ONNX, and a model card."""
