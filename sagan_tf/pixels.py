@@ -2,12 +2,15 @@
 
 import io
 import math
-import os
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
+
+from sagan_tf import files
+
+__all__ = ["animation", "enlarge", "from_uint8", "grid", "png", "quantize", "table", "to_uint8"]
 
 # Of tables and animations: small images are enlarged by whole factors to about this height, in pixels.
 TILE, FRAME = 128, 300
@@ -23,6 +26,11 @@ def quantize(images) -> tf.Tensor:
 def to_uint8(images) -> np.ndarray:
     """Returns what `quantize` does, as an array."""
     return quantize(images).numpy()
+
+
+def from_uint8(images) -> tf.Tensor:
+    """Turns uint8 pixels 0..255 into float32 in [-1, 1], as the reference does its training images."""
+    return tf.cast(images, tf.float32) * (2.0 / 255.0) - 1.0
 
 
 def grid(images, columns: int, padding: int = 2) -> np.ndarray:
@@ -94,30 +102,32 @@ def table(
     return np.asarray(sheet)
 
 
-def save_png(path: str, image: np.ndarray) -> None:
-    """Writes a uint8 image, making the directory if need be; whole or not at all."""
+def png(image: np.ndarray) -> bytes:
+    """Returns a uint8 image `[H, W, 3]` as a PNG file."""
     encoded = io.BytesIO()
     Image.fromarray(image).save(encoded, format="PNG")
-    _write(path, encoded.getvalue())
+    return encoded.getvalue()
+
+
+def animation(frames: Sequence[np.ndarray], kind: str) -> bytes:
+    """Returns frames as an endless animation.
+
+    Args:
+      frames: uint8 `[H, W, 3]`, all of one size.
+      kind: "webp" for lossless WebP, or "gif", whose frames keep 256 colours each.
+    """
+    first, *others = [Image.fromarray(enlarge(frame, FRAME)) for frame in frames]
+    encoded = io.BytesIO()
+    options = {"lossless": True} if kind == "webp" else {}
+    first.save(encoded, kind, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0, **options)
+    return encoded.getvalue()
+
+
+def save_png(path: str, image: np.ndarray) -> None:
+    """Writes a uint8 image, making the directory if need be; whole or not at all."""
+    files.write(path, png(image))
 
 
 def save_animation(path: str, frames: Sequence[np.ndarray]) -> None:
-    """Writes frames as an endless animation, whole or not at all.
-
-    Args:
-      path: `.webp` for lossless WebP; else GIF, whose frames keep 256 colours each.
-      frames: uint8 `[H, W, 3]`, all of one size.
-    """
-    form = {"format": "WEBP", "lossless": True} if path.lower().endswith(".webp") else {"format": "GIF"}
-    first, *others = [Image.fromarray(enlarge(frame, FRAME)) for frame in frames]
-    encoded = io.BytesIO()
-    first.save(encoded, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0, **form)
-    _write(path, encoded.getvalue())
-
-
-def _write(path: str, content: bytes) -> None:
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
+    """Writes frames as an endless animation, whole or not at all."""
+    files.write(path, animation(frames, "webp" if path.lower().endswith(".webp") else "gif"))

@@ -1,13 +1,163 @@
-"""Drawing samples: z as a function of (seed, number), and the generator run over any number of them."""
+"""Drawing samples: z as a function of (seed, number), and the one loop that runs a generator over any number of them."""
 
+import dataclasses
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from sagan_tf import pixels
+from sagan_tf.config import Config
+
+__all__ = [
+    "GRID_CLASSES",
+    "GRID_COLUMNS",
+    "Draws",
+    "Sampler",
+    "draw_z",
+    "generate",
+    "grid_inputs",
+    "in_batches",
+    "sampler",
+    "stream",
+]
+
+# A run's sample grids: a class per row.
 GRID_CLASSES = 10
 GRID_COLUMNS = 8
+_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """How samples are drawn from a generator.
+
+    Attributes:
+      seed: of z.
+      truncation: largest absolute value of a component of z; 0: none.
+      batch_norm: "moving" averages, as the paper, or "batch" statistics of each batch.
+    """
+
+    seed: int = 0
+    truncation: float = 0.0
+    batch_norm: str = "moving"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Draws images by number: an image is a function of the weights, its label, and (seed, number).
+
+    Attributes:
+      draw: int64 numbers `[B]` and int32 labels `[B]` to float32 images `[B, H, W, 3]` in [-1, 1].
+      num_classes: classes that it knows; 0: none, and every label is 0.
+      facts: what a record says of it.
+      step: of the checkpoint behind it; None: it is none.
+    """
+
+    draw: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    num_classes: int
+    facts: Mapping[str, Any]
+    step: int | None = None
+
+
+def sampler(generator: keras.Model, config: Config, draws: Draws = Draws(), step: int | None = None, **facts: Any) -> Sampler:
+    """Returns the sampler of a Keras generator.
+
+    Args:
+      generator: of a run; with a strategy, made in its scope.
+      config: of the run.
+      draws: how z is drawn, and what batch norm uses.
+      step: of the checkpoint.
+      **facts: more that a record shall say, such as `use_ema`.
+    """
+    training = draws.batch_norm == "batch"
+    if training:  # A copy: batch statistics come with moving averages and u that move.
+        trained, generator = generator, keras.models.clone_model(generator)
+        generator.set_weights(trained.get_weights())
+
+    def draw(numbers: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        return generator([draw_z(numbers, config.z_dim, draws.seed, draws.truncation), labels], training=training)
+
+    return Sampler(draw, config.num_classes, dataclasses.asdict(draws) | facts, step)
+
+
+def in_batches(
+    function: Callable[[tf.Tensor], Sequence[tf.Tensor]],
+    count: int,
+    batch_size: int = _BATCH,
+    first: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Iterator[tuple[tf.Tensor, ...]]:
+    """Runs a function of sample numbers on every replica, and yields what it returns in the order of the numbers.
+
+    Args:
+      function: int64 numbers `[B]` to tensors of B rows; compiled, and always given whole batches.
+      count: numbers in all.
+      batch_size: numbers of a replica at a time, B.
+      first: the first number.
+      strategy: whose replicas share the work; None: the current one.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    whole = batch_size * strategy.num_replicas_in_sync
+
+    @tf.function
+    def run(start: tf.Tensor) -> list[tf.Tensor]:
+        def on_replica() -> list[tf.Tensor]:
+            replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
+            return list(function(start + replica * batch_size + tf.range(batch_size, dtype=tf.int64)))
+
+        return [strategy.gather(output, axis=0) for output in strategy.run(on_replica)]
+
+    for start in range(first, first + count, whole):
+        # Always a whole batch, so that there is one graph; what is too many is cut off.
+        yield tuple(output[: first + count - start] for output in run(tf.constant(start, tf.int64)))
+
+
+def generate(generator: keras.Model, z: Any, labels: Any) -> np.ndarray:
+    """Runs a generator over any number of inputs.
+
+    Args:
+      generator: takes z and labels.
+      z: `[N, z_dim]`.
+      labels: `[N]`.
+
+    Returns:
+      float32 images `[N, H, W, 3]` in [-1, 1].
+    """
+    z, labels = tf.convert_to_tensor(z, tf.float32), tf.convert_to_tensor(labels, tf.int32)
+    count = len(z)
+
+    def draw(numbers: tf.Tensor) -> tuple[tf.Tensor]:
+        rows = numbers % count
+        return (generator([tf.gather(z, rows), tf.gather(labels, rows)], training=False),)
+
+    return np.concatenate([images.numpy() for (images,) in in_batches(draw, count, min(_BATCH, count))])
+
+
+def stream(
+    source: Sampler, classes: Sequence[int], count: int, strategy: tf.distribute.Strategy | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields any number of samples in batches, the classes in turn.
+
+    Args:
+      source: draws them.
+      classes: that take turns.
+      count: samples in all.
+      strategy: whose replicas share the work; None: the current one.
+
+    Yields:
+      uint8 images `[B, H, W, 3]` and int32 labels `[B]`.
+    """
+
+    def draw(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        labels = tf.gather(tf.constant(classes, tf.int32), numbers % len(classes))
+        return pixels.quantize(source.draw(numbers, labels)), labels
+
+    for images, labels in in_batches(draw, count, strategy=strategy):
+        yield images.numpy(), labels.numpy()
 
 
 def grid_inputs(z_dim: int, num_classes: int, seed: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -42,11 +192,3 @@ def draw_z(numbers: tf.Tensor, z_dim: int, seed: int, truncation: float = 0.0) -
         return tf.cast(tf.math.ndtri(below + (1.0 - 2.0 * below) * quantile), tf.float32)
 
     return tf.map_fn(draw, tf.cast(numbers, tf.int64), fn_output_signature=tf.float32)
-
-
-def generate(generator: keras.Model, z, labels, batch_size: int = 64) -> np.ndarray:
-    """Runs a generator over any number of inputs in batches; returns images `[N, H, W, 3]` in [-1, 1]."""
-    z, labels = tf.convert_to_tensor(z, tf.float32), tf.convert_to_tensor(labels, tf.int32)
-    call = tf.function(lambda z, labels: generator([z, labels], training=False), reduce_retracing=True)
-    parts = [call(z[i : i + batch_size], labels[i : i + batch_size]).numpy() for i in range(0, len(z), batch_size)]
-    return np.concatenate(parts)

@@ -20,7 +20,8 @@ from sagan_tf.commands import cli
 from sagan_tf.commands.sample import inputs, parse_classes
 from sagan_tf.config import Config
 from sagan_tf.data import images as image_files
-from sagan_tf.errors import UserError, writing
+from sagan_tf.errors import UserError
+from sagan_tf.files import writing
 from sagan_tf.runs.checkpoints import restore_with_step, write_file
 
 FLAGS = flags.FLAGS

@@ -17,7 +17,8 @@ from absl import flags
 
 from sagan_tf import config as config_lib
 from sagan_tf.commands import cli
-from sagan_tf.errors import UserError, writing
+from sagan_tf.errors import UserError
+from sagan_tf.files import writing
 from sagan_tf.runs import reference_checkpoint
 from sagan_tf.runs.checkpoints import Checkpoints, mismatches, write_file
 from sagan_tf.training import Trainer

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from sagan_tf.data import images
 from sagan_tf.data.records import reason
 from sagan_tf.data.tfrecord import CLASSES_FILE, MANIFEST_FILE, SKIPPED_FILE
-from sagan_tf.errors import UserError, writing
+from sagan_tf.errors import UserError
+from sagan_tf.files import writing
 from sagan_tf.runs.checkpoints import write_file
 
 FLAGS = flags.FLAGS

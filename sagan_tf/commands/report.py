@@ -21,7 +21,8 @@ from sagan_tf import config as config_lib
 from sagan_tf import networks, sampling
 from sagan_tf.commands import attention, cli
 from sagan_tf.config import Config, reproduce_command, show
-from sagan_tf.errors import UserError, writing
+from sagan_tf.errors import UserError
+from sagan_tf.files import writing
 from sagan_tf.runs import history
 from sagan_tf.runs.checkpoints import Checkpoints, restore, write_file
 from sagan_tf.runs.history import Curve

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from sagan_tf import data, networks, pixels, sampling
 from sagan_tf.commands import cli
 from sagan_tf.config import Config
-from sagan_tf.errors import UserError, writing
+from sagan_tf.errors import UserError
+from sagan_tf.files import writing
 from sagan_tf.metrics import classifiers
 from sagan_tf.metrics.classifiers import Classifier
 from sagan_tf.runs import distribution

@@ -18,7 +18,8 @@ from sagan_tf import data, pixels, sampling
 from sagan_tf.commands import cli
 from sagan_tf.config import Config
 from sagan_tf.data import twins
-from sagan_tf.errors import UserError, writing
+from sagan_tf.errors import UserError
+from sagan_tf.files import writing
 from sagan_tf.metrics import classifiers
 from sagan_tf.networks import spectral_norms
 from sagan_tf.runs import diagnosis, distribution, history

@@ -8,10 +8,9 @@ number for a name is complete. Paths are those of a local or mounted file system
 
 import concurrent.futures
 import contextlib
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -19,7 +18,7 @@ import tensorflow as tf
 from absl import logging
 
 from sagan_tf import config as config_lib
-from sagan_tf import networks
+from sagan_tf import files, networks
 from sagan_tf.errors import UserError
 from sagan_tf.networks import State, model_state
 
@@ -28,32 +27,12 @@ _TEMPORARY = "tmp-"
 _PINNED = "pinned.json"
 
 
-def _sync(path: str) -> None:
-    """Flushes a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+write_file = files.write
 
 
-def write_file(path: str, text: str) -> None:
-    """Writes a small text file whole or not at all."""
-    temporary = f"{path}.{_TEMPORARY}{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-@contextlib.contextmanager
-def written_or_told(sentence: str) -> Iterator[None]:
+def written_or_told(sentence: str) -> contextlib.AbstractContextManager:
     """Turns what keeps something from being written into a warning, where the work goes on without it."""
-    try:
-        yield
-    except (OSError, tf.errors.OpError) as error:
-        logging.warning("%s (%s).", sentence, str(error).splitlines()[0])
+    return files.told(sentence, tf.errors.OpError)
 
 
 def mismatches(shapes: Mapping[str, list[int]], state: State, partial: bool = False) -> list[str]:
@@ -144,7 +123,7 @@ class Checkpoints:
             with tf.device("/cpu:0"):
                 tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names), tensors=values)
             for name in os.listdir(temporary):
-                _sync(os.path.join(temporary, name))
+                files.sync(os.path.join(temporary, name))
             reader = tf.train.load_checkpoint(prefix)
             for name, value in zip(names, values, strict=True):
                 if not np.array_equal(reader.get_tensor(name), value, equal_nan=value.dtype.kind == "f"):
@@ -156,7 +135,7 @@ class Checkpoints:
         if os.path.isdir(final):  # A run that fell back to an earlier checkpoint comes by again.
             shutil.rmtree(final)
         os.rename(temporary, final)
-        _sync(self.directory)
+        files.sync(self.directory)
         self._remove_old()
 
     def _remove_old(self) -> None:
@@ -172,17 +151,13 @@ class Checkpoints:
         path = os.path.join(self.directory, _PINNED)
         if not os.path.exists(path):
             return set()
-        with open(path, encoding="utf-8") as file:
-            return set(json.load(file).values())
+        return set(files.read_json(path).values())
 
     def pin(self, name: str, step: int) -> None:
         """Keeps the checkpoint of this step under a name (such as `best_fid`) in place of the last so named."""
         path = os.path.join(self.directory, _PINNED)
-        pins = {}
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                pins = json.load(file)
-        write_file(path, json.dumps({**pins, name: step}) + "\n")
+        pins = files.read_json(path) if os.path.exists(path) else {}
+        files.write_json(path, {**pins, name: step})
 
     def restore(self, state: State, step: int | None = None, partial: bool = False) -> int | None:
         """Assigns every variable of the state from a checkpoint.

@@ -5,19 +5,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.util import tensor_util
 
 from sagan_tf.errors import UserError
+from sagan_tf.runs.scalars import Curve, curve, read_scalars  # noqa: F401
 
 METRICS_FILE = "metrics.jsonl"
-
-# Steps and values of a curve: int64 `[N]`, ascending, and float64 `[N]`.
-Curve = tuple[np.ndarray, np.ndarray]
 
 
 def append(directory: str, step: int, record: dict) -> None:
@@ -70,34 +65,6 @@ def by_protocol(records: Sequence[dict]) -> list[tuple[dict, list[dict]]]:
     return list(groups.values())
 
 
-def read_scalars(directory: str) -> dict[str, Curve]:
-    """Reads the scalars of all TensorBoard event files in a directory, one event at a time.
-
-    A run that was continued from a checkpoint may have written a step twice: what was written later counts. A
-    file that is cut off, as that of a running training may be, is read as far as it goes.
-
-    Args:
-      directory: that may be missing.
-
-    Returns:
-      Curves by tag.
-    """
-    found: dict[str, dict[int, tuple[float, float]]] = {}
-    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
-    for name in names:
-        if "tfevents" not in name:
-            continue
-        for event in EventFileLoader(os.path.join(directory, name)).Load():
-            for value in event.summary.value:
-                tensor = value.tensor
-                if tensor.dtype not in (tf.float32.as_datatype_enum, tf.float64.as_datatype_enum) or tensor.tensor_shape.dim:
-                    continue
-                points = found.setdefault(value.tag, {})
-                if event.step not in points or event.wall_time >= points[event.step][0]:
-                    points[event.step] = (event.wall_time, float(tensor_util.make_ndarray(tensor)))
-    return {tag: curve({step: value for step, (_, value) in points.items()}) for tag, points in found.items()}
-
-
 def samples_dir(directory: str) -> str:
     """Returns the directory of a run's sample grids, `STEP.png` each."""
     return os.path.join(directory, "samples")
@@ -108,9 +75,3 @@ def last_grid(directory: str) -> tuple[int, str] | None:
     samples = samples_dir(directory)
     names = [name for name in (os.listdir(samples) if os.path.isdir(samples) else []) if re.fullmatch(r"\d+\.png", name)]
     return max(((int(name[:-4]), os.path.join(samples, name)) for name in names), default=None)
-
-
-def curve(points: Mapping[int, float]) -> Curve:
-    """Returns the curve of values by step."""
-    steps = sorted(points)
-    return np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64)

@@ -1,0 +1,272 @@
+"""The directory of a training run: its configuration, checkpoints, records, scalars and sample grids.
+
+The one place that knows what the files of a run are called.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sagan_tf import config as config_lib
+from sagan_tf import files, networks, pixels, sampling
+from sagan_tf.config import Config
+from sagan_tf.errors import UserError
+from sagan_tf.metrics.record import Record, fingerprint
+from sagan_tf.runs.checkpoints import Checkpoints
+from sagan_tf.runs.scalars import Curve, read_scalars
+
+__all__ = ["Networks", "Run", "load_run", "pretrained"]
+
+_METRICS_FILE = "metrics.jsonl"
+# Kept whatever its age: the checkpoint with the lowest FID of each protocol, and that which is being evaluated.
+_BEST, _EVALUATING = "best_fid", "evaluating"
+
+
+class Networks(NamedTuple):
+    """The trained networks of a checkpoint.
+
+    Attributes:
+      generator: the averaged one if `use_ema`.
+      discriminator: of the same step.
+      step: of the checkpoint.
+      use_ema: whether the generator is the average.
+    """
+
+    generator: keras.Model
+    discriminator: keras.Model
+    step: int
+    use_ema: bool
+
+
+class Run:
+    """A training run, by its directory.
+
+    Args:
+      directory: of the run.
+      config: its settings.
+
+    Attributes:
+      directory: of the run.
+      config: its settings.
+      checkpoints: those of the run.
+    """
+
+    def __init__(self, directory: str, config: Config):
+        self.directory = directory
+        self.config = config
+        self.checkpoints = Checkpoints(directory, config.keep_checkpoints, config.keep_checkpoint_every_steps)
+
+    @classmethod
+    def create(cls, config: Config) -> "Run":
+        """Makes the run that `config.model_dir` names, or goes on with it; its settings are saved there.
+
+        Raises:
+          UserError: if the directory cannot be written.
+        """
+        with files.writing("model_dir", config.model_dir):
+            files.write(os.path.join(config.model_dir, config_lib.CONFIG_FILE), config.to_json())
+        return cls(config.model_dir, config)
+
+    @property
+    def name(self) -> str:
+        """The last part of the directory."""
+        return os.path.basename(os.path.abspath(self.directory))
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints, oldest first."""
+        return self.checkpoints.steps()
+
+    # Results.
+
+    @property
+    def records(self) -> list[Record]:
+        """What was measured of this run, oldest first.
+
+        Raises:
+          UserError: if a line of the file is no record.
+        """
+        path = os.path.join(self.directory, _METRICS_FILE)
+        if not os.path.exists(path):
+            return []
+        try:
+            with open(path, encoding="utf-8") as file:
+                return [Record.from_json(line) for line in file if line.strip()]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): remove the damaged line.") from error
+
+    def add(self, record: Record) -> bool:
+        """Adds a record to the run and its TensorBoard, and keeps the checkpoint if its FID is the lowest so far.
+
+        Args:
+          record: with a step.
+
+        Returns:
+          Whether its FID is the lowest under its protocol. A run that cannot be written is left as it is, with a warning.
+        """
+        alike = [other for other in self.records if other.protocol == record.protocol and other.step != record.step]
+        best = all(record.values["fid"] < other.values["fid"] for other in alike)
+        with files.told(f"The result of step {record.step} cannot be recorded in {self.directory}", tf.errors.OpError):
+            files.append_line(os.path.join(self.directory, _METRICS_FILE), record.to_json())
+            writer = self.summary_writer(".metrics")
+            with writer.as_default(record.step):
+                for name, value in record.values.items():
+                    tf.summary.scalar(f"metrics/{name}", value)
+            writer.close()
+            if best:
+                self.checkpoints.pin(f"{_BEST}-{fingerprint(record.protocol)[:8]}", record.step)
+        return best
+
+    def pin_evaluated(self, step: int) -> None:
+        """Keeps the checkpoint that is being evaluated, in place of the last one.
+
+        Raises:
+          OSError: if the run cannot be written.
+        """
+        self.checkpoints.pin(_EVALUATING, step)
+
+    @property
+    def statistics_dir(self) -> str:
+        """The directory of cached statistics of real images."""
+        return self.config.stats_cache or os.path.join(self.directory, "statistics")
+
+    def intra_fid_file(self, step: int, digest: str) -> str:
+        """Returns the file of the classes that intra-FID has done, of these weights at this step."""
+        return os.path.join(self.directory, f"intra_fid-{step}-{digest}.json")
+
+    # What training shows.
+
+    @property
+    def _summaries_dir(self) -> str:
+        return os.path.join(self.directory, "summaries")
+
+    @property
+    def samples_dir(self) -> str:
+        """The directory of sample grids, `STEP.png` each."""
+        return os.path.join(self.directory, "samples")
+
+    def summary_writer(self, suffix: str = "") -> tf.summary.SummaryWriter:
+        """Returns a writer of the run's TensorBoard files.
+
+        Raises:
+          tf.errors.OpError: if they cannot be written.
+        """
+        return tf.summary.create_file_writer(self._summaries_dir, filename_suffix=suffix)
+
+    def scalars(self) -> dict[str, Curve]:
+        """Returns the curves of the run's TensorBoard files, by tag."""
+        return read_scalars(self._summaries_dir)
+
+    def save_grid(self, step: int, sheet: np.ndarray) -> None:
+        """Writes the sample grid of a step, uint8 `[H, W, 3]`.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        files.write(os.path.join(self.samples_dir, f"{step:08d}.png"), pixels.png(sheet))
+
+    def last_grid(self) -> tuple[int, str] | None:
+        """Returns step and path of the last sample grid; None if there is none."""
+        names = os.listdir(self.samples_dir) if os.path.isdir(self.samples_dir) else []
+        grids = (name for name in names if re.fullmatch(r"\d+\.png", name))
+        return max(((int(name[:-4]), os.path.join(self.samples_dir, name)) for name in grids), default=None)
+
+    # The networks.
+
+    def uses_ema(self, use_ema: bool | None = None) -> bool:
+        """Returns whether the averaged generator is meant; None: if the run has one."""
+        return bool(self.config.ema_decay if use_ema is None else use_ema)
+
+    def networks(self, step: int | None = None, use_ema: bool | None = None) -> Networks:
+        """Returns the trained networks, made in the current strategy's scope.
+
+        Call them as `generator([z, labels], training=False)` and `discriminator([images, labels], training=False)`.
+
+        Args:
+          step: of the checkpoint; None: the newest that can be read.
+          use_ema: take the averaged generator; None: if the run has one.
+
+        Raises:
+          UserError: if there is no such checkpoint, none at all, or no average.
+        """
+        if use_ema and not self.config.ema_decay:
+            raise UserError(f"--model_dir={self.directory} was trained without an averaged generator (--ema_decay=0).")
+        name = "ema_generator" if self.uses_ema(use_ema) else "generator"
+        generator, discriminator = networks.generator(self.config), networks.discriminator(self.config)
+        state = {**networks.model_state(name, generator), **networks.model_state("discriminator", discriminator)}
+        restored = self.checkpoints.restore(state, step, partial=True)
+        if restored is None:
+            raise UserError(f"--model_dir={self.directory} holds no checkpoint yet: train first.")
+        return Networks(generator, discriminator, restored, self.uses_ema(use_ema))
+
+    @functools.cached_property
+    def _newest(self) -> Networks:
+        return self.networks()
+
+    @property
+    def generator(self) -> keras.Model:
+        """The generator of the newest checkpoint, the averaged one if the run has one."""
+        return self._newest.generator
+
+    @property
+    def discriminator(self) -> keras.Model:
+        """The discriminator of the newest checkpoint."""
+        return self._newest.discriminator
+
+    def sample(self, classes: Sequence[int] | None = None, count: int = 8, seed: int = 0, truncation: float = 0.0) -> np.ndarray:
+        """Draws images from the newest checkpoint.
+
+        Args:
+          classes: to draw; None: all of them.
+          count: images of each class.
+          seed: of z.
+          truncation: largest absolute value of a component of z; 0: none.
+
+        Returns:
+          uint8 `[len(classes) * count, H, W, 3]`, class by class.
+
+        Raises:
+          UserError: if a class is out of range, or there is no checkpoint.
+        """
+        known = max(self.config.num_classes, 1)
+        labels = np.repeat(np.arange(known) if classes is None else np.asarray(classes, np.int32), count)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < known:
+            raise UserError(f"classes={list(classes or ())} are not all classes of {self.directory}: they are 0 to {known - 1}.")
+        z = sampling.draw_z(tf.range(len(labels), dtype=tf.int64), self.config.z_dim, seed, truncation)
+        return pixels.to_uint8(sampling.generate(self.generator, z, labels))
+
+
+def load_run(directory: str) -> Run:
+    """Opens a training run.
+
+    ```python
+    run = sagan_tf.load_run("runs/mine")
+    images = run.sample(classes=[2], count=8, seed=0)  # uint8 [8, H, W, 3]
+    print(run.config.image_size, run.steps, run.records[-1].values["fid"])
+    ```
+
+    Args:
+      directory: of the run.
+
+    Raises:
+      UserError: if it is not the directory of a run.
+    """
+    return Run(directory, config_lib.load(directory))
+
+
+def pretrained(name: str) -> Run:
+    """Opens a trained run that comes with the package.
+
+    Args:
+      name: of the run.
+
+    Raises:
+      UserError: if there is none of that name.
+    """
+    raise UserError(f"There is no pretrained run called {name!r}: this version of sagan_tf comes with none; train one.")
