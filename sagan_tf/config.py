@@ -7,25 +7,60 @@ from where later commands read them back.
 
 import dataclasses
 import json
+import numbers
+import operator
 import os
 import shlex
+from collections.abc import Callable
 from typing import Any
 
+from sagan_tf import files
 from sagan_tf.errors import UserError
+from sagan_tf.tables import IMAGE_SIZES, attention_places
+
+__all__ = [
+    "CONFIG_FILE",
+    "GROUPS",
+    "Config",
+    "load",
+    "reconcile",
+    "reproduce_command",
+    "show",
+]
 
 CONFIG_FILE = "config.json"
-
-# Resolutions at which each image size can hold the attention block: those that both networks
-# pass through (the tables in networks.py) and at which a query has somewhere to look.
-ATTENTION_RESOLUTIONS = {32: (8, 16), 64: (8, 16, 32), 128: (8, 16, 32, 64), 256: (8, 16, 32, 64, 128)}
 
 # The groups of `--help`, in the order in which they are printed.
 GROUPS = ("Run", "Data", "Networks", "Optimisation", "Speed", "Output", "Evaluation")
 
+# By the type of a setting: what it accepts, what a sentence calls that, and the largest that the networks' formats hold.
+# NumPy's numbers are numbers.
+_KINDS: dict[type, tuple[type, str, dict[str, float]]] = {
+    bool: (bool, "true or false", {}),
+    int: (numbers.Integral, "a whole number", {"at_most": 2**62}),
+    float: (numbers.Real, "a number", {"at_most": 1e38}),
+    str: (str, "text", {}),
+}
+_BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
+    "at_least": operator.ge,
+    "above": operator.gt,
+    "below": operator.lt,
+    "at_most": operator.le,
+}
 
-def _setting(default: Any, group: str, text: str, choices: tuple = (), free: bool = False) -> Any:
-    """Returns a dataclass field; `free` settings may change when a run is resumed."""
-    metadata = {"group": group, "help": text, "choices": choices, "free": free}
+
+def _setting(default: Any, group: str, text: str, choices: tuple = (), free: bool = False, **bounds: float) -> Any:
+    """Returns a dataclass field.
+
+    Args:
+      default: the value, whose type is that of the setting.
+      group: of `--help`.
+      text: of `--help`.
+      choices: the only possible values; none: any.
+      free: whether it may change when a run is resumed.
+      **bounds: `at_least`, `above` and `below` say what makes sense; `at_most` is generous, and catches a slip.
+    """
+    metadata = {"group": group, "help": text, "choices": choices, "free": free, "bounds": bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -33,16 +68,20 @@ def _setting(default: Any, group: str, text: str, choices: tuple = (), free: boo
 class Config:
     """All settings of one experiment.
 
-    Defaults are those of the reference at 128x128 px (paper: arXiv 1805.08318). Construct it
-    directly in Python, or let the commands build it from flags; `validate` is called by both
-    before any work starts.
+    Defaults are those of the reference at 128x128 px (paper: arXiv 1805.08318). However it is made, in
+    Python, from flags or from JSON, it is checked: a setting of another type or out of its bounds raises
+    `UserError`, and so do two that cannot go together. A whole number may stand for a float.
     """
 
     # Run: where, how long, on what.
     model_dir: str = _setting("", "Run", "Directory of the run: configuration, checkpoints, summaries, samples.", free=True)
-    train_steps: int = _setting(1_000_000, "Run", "Steps to train in all, counted from the start of the run.", free=True)
-    batch_size: int = _setting(256, "Run", "Images per update, over all replicas and accumulation steps.")
-    seed: int = _setting(0, "Run", "Seed of initialisation, noise, labels and data order.")
+    train_steps: int = _setting(
+        1_000_000, "Run", "Steps to train in all, counted from the start of the run.", free=True, at_least=0
+    )
+    batch_size: int = _setting(
+        256, "Run", "Images per update, over all replicas and accumulation steps.", at_least=1, at_most=2**20
+    )
+    seed: int = _setting(0, "Run", "Seed of initialisation, noise, labels and data order.", at_least=0, below=2**31)
     distribution: str = _setting(
         "auto",
         "Run",
@@ -61,7 +100,7 @@ class Config:
         choices=("stop", "rollback"),
         free=True,
     )
-    max_rollbacks: int = _setting(3, "Run", "Rollbacks allowed in one run, for --on_nan=rollback.", free=True)
+    max_rollbacks: int = _setting(3, "Run", "Rollbacks allowed in one run, for --on_nan=rollback.", free=True, at_least=0)
 
     # Data.
     dataset: str = _setting(
@@ -72,23 +111,29 @@ class Config:
     )
     data_split: str = _setting("train", "Data", "Split to train on, for tfds:NAME (slices such as train[:50%] work).", free=True)
     data_dir: str = _setting("", "Data", "Directory of the prepared TFDS data; empty: its own default.", free=True)
-    image_size: int = _setting(128, "Data", "Height and width of the images, in pixels.", choices=tuple(ATTENTION_RESOLUTIONS))
-    num_classes: int = _setting(-1, "Data", "Classes to condition on; 0: unconditional; -1: as many as the dataset has.")
+    image_size: int = _setting(128, "Data", "Height and width of the images, in pixels.", choices=IMAGE_SIZES)
+    num_classes: int = _setting(
+        -1, "Data", "Classes to condition on; 0: unconditional; -1: as many as the dataset has.", at_least=-1, at_most=2**24
+    )
     horizontal_flip: bool = _setting(False, "Data", "Mirror each image with probability 1/2 (the reference does not).")
-    twins_cells: int = _setting(3, "Data", "Cells along each side of a tile of the dataset twins.")
+    twins_cells: int = _setting(3, "Data", "Cells along each side of a tile of the dataset twins.", at_least=2, at_most=2**10)
     skip_corrupt_records: int = _setting(
-        0, "Data", "Corrupt examples to skip (and report) before giving up; 0: stop at the first.", free=True
+        0, "Data", "Corrupt examples to skip (and report) before giving up; 0: stop at the first.", free=True, at_least=0
     )
 
     # Networks.
-    z_dim: int = _setting(128, "Networks", "Dimensions of the latent vector z.")
-    gf_dim: int = _setting(64, "Networks", "Channels of the generator's last block; the others are multiples of it.")
-    df_dim: int = _setting(64, "Networks", "Channels of the discriminator's first block; the others are multiples of it.")
+    z_dim: int = _setting(128, "Networks", "Dimensions of the latent vector z.", at_least=1, at_most=2**16)
+    gf_dim: int = _setting(
+        64, "Networks", "Channels of the generator's last block; the others are multiples of it.", at_least=1, at_most=2**12
+    )
+    df_dim: int = _setting(
+        64, "Networks", "Channels of the discriminator's first block; the others are multiples of it.", at_least=1, at_most=2**12
+    )
     attention_resolution: int = _setting(
         32,
         "Networks",
         "Feature map size, in pixels, after which the attention block stands in both networks; 0: none.",
-        choices=(0, 8, 16, 32, 64, 128),
+        choices=(0, *attention_places(max(IMAGE_SIZES))),
     )
     attention_block: str = _setting(
         "attention",
@@ -104,9 +149,13 @@ class Config:
     spectral_norm_gradient: bool = _setting(
         True, "Networks", "Let gradients flow through the power iteration, as in the reference."
     )
-    spectral_norm_epsilon: float = _setting(1e-12, "Networks", "Added to the vector norms of the power iteration.")
+    spectral_norm_epsilon: float = _setting(1e-12, "Networks", "Added to the vector norms of the power iteration.", above=0)
     batch_norm_decay: float = _setting(
-        0.0, "Networks", "Decay of batch norm's moving averages; 0: the reference's, 0.999 and, in the last one, 0.9999."
+        0.0,
+        "Networks",
+        "Decay of batch norm's moving averages; 0: the reference's, 0.999 and, in the last one, 0.9999.",
+        at_least=0,
+        below=1,
     )
     sync_batch_norm: bool = _setting(False, "Networks", "Batch moments over all replicas; the reference takes them per replica.")
 
@@ -114,20 +163,29 @@ class Config:
     loss_type: str = _setting(
         "hinge", "Optimisation", "Adversarial loss: hinge, or kl (softplus in place of the margin).", choices=("hinge", "kl")
     )
-    generator_learning_rate: float = _setting(1e-4, "Optimisation", "Adam's learning rate for the generator.")
-    discriminator_learning_rate: float = _setting(4e-4, "Optimisation", "Adam's learning rate for the discriminator.")
-    beta1: float = _setting(0.0, "Optimisation", "Adam's decay of the first moment.")
-    beta2: float = _setting(0.999, "Optimisation", "Adam's decay of the second moment.")
-    adam_epsilon: float = _setting(1e-8, "Optimisation", "Adam's epsilon, outside the bias correction.")
-    g_step: int = _setting(1, "Optimisation", "Generator updates per step.")
-    d_step: int = _setting(1, "Optimisation", "Discriminator updates per step, each on its own real batch.")
-    accumulation_steps: int = _setting(
-        1, "Optimisation", "Equal parts in which each replica computes its batch before one update; batch norm is per part."
+    generator_learning_rate: float = _setting(1e-4, "Optimisation", "Adam's learning rate for the generator.", above=0)
+    discriminator_learning_rate: float = _setting(4e-4, "Optimisation", "Adam's learning rate for the discriminator.", above=0)
+    beta1: float = _setting(0.0, "Optimisation", "Adam's decay of the first moment.", at_least=0, below=1)
+    beta2: float = _setting(0.999, "Optimisation", "Adam's decay of the second moment.", at_least=0, below=1)
+    adam_epsilon: float = _setting(1e-8, "Optimisation", "Adam's epsilon, outside the bias correction.", above=0)
+    g_step: int = _setting(1, "Optimisation", "Generator updates per step.", at_least=1, at_most=2**16)
+    d_step: int = _setting(
+        1, "Optimisation", "Discriminator updates per step, each on its own real batch.", at_least=1, at_most=2**16
     )
-    ema_decay: float = _setting(0.0, "Optimisation", "Decay per step of the averaged generator; 0: none, as in the reference.")
+    accumulation_steps: int = _setting(
+        1,
+        "Optimisation",
+        "Equal parts in which each replica computes its batch before one update; batch norm is per part.",
+        at_least=1,
+    )
+    ema_decay: float = _setting(
+        0.0, "Optimisation", "Decay per step of the averaged generator; 0: none, as in the reference.", at_least=0, below=1
+    )
 
     # Speed: none of these changes the function that is computed.
-    steps_per_loop: int = _setting(20, "Speed", "Steps per call of the compiled training loop.", free=True)
+    steps_per_loop: int = _setting(
+        20, "Speed", "Steps per call of the compiled training loop.", free=True, at_least=1, at_most=2**30
+    )
     mixed_precision: str = _setting(
         "none", "Speed", "Number format of convolutions and products.", choices=("none", "bfloat16", "float16")
     )
@@ -141,13 +199,13 @@ class Config:
     )
 
     # Output.
-    save_summaries_steps: int = _setting(200, "Output", "Steps between TensorBoard summaries and log lines.", free=True)
-    save_samples_steps: int = _setting(1000, "Output", "Steps between sample grids.", free=True)
-    save_checkpoint_steps: int = _setting(0, "Output", "Steps between checkpoints; 0: by time alone.", free=True)
-    save_checkpoint_secs: int = _setting(1200, "Output", "Seconds between checkpoints; 0: by steps alone.", free=True)
-    keep_checkpoints: int = _setting(5, "Output", "Most recent checkpoints to keep.", free=True)
+    save_summaries_steps: int = _setting(200, "Output", "Steps between TensorBoard summaries and log lines.", free=True, at_least=1)
+    save_samples_steps: int = _setting(1000, "Output", "Steps between sample grids.", free=True, at_least=1)
+    save_checkpoint_steps: int = _setting(0, "Output", "Steps between checkpoints; 0: by time alone.", free=True, at_least=0)
+    save_checkpoint_secs: int = _setting(1200, "Output", "Seconds between checkpoints; 0: by steps alone.", free=True, at_least=0)
+    keep_checkpoints: int = _setting(5, "Output", "Most recent checkpoints to keep.", free=True, at_least=1)
     keep_checkpoint_every_steps: int = _setting(
-        0, "Output", "Keep for good the first checkpoint of every so many steps; 0: none.", free=True
+        0, "Output", "Keep for good the first checkpoint of every so many steps; 0: none.", free=True, at_least=0
     )
 
     # Evaluation: the protocol of sagan-evaluate, and of sagan-train while it trains.
@@ -156,49 +214,23 @@ class Config:
     )
     classifier_logits: str = _setting("logits", "Evaluation", "Output of a SavedModel with the logits.", free=True)
     classifier_pool: str = _setting("pool_3", "Evaluation", "Output of a SavedModel with the features.", free=True)
-    classifier_size: int = _setting(299, "Evaluation", "Height and width a SavedModel takes, in pixels.", free=True)
-    num_samples: int = _setting(50_000, "Evaluation", "Generated images to measure.", free=True)
+    classifier_size: int = _setting(
+        299, "Evaluation", "Height and width a SavedModel takes, in pixels.", free=True, at_least=1, at_most=2**14
+    )
+    num_samples: int = _setting(50_000, "Evaluation", "Generated images to measure.", free=True, at_least=2)
     stats_cache: str = _setting(
         "", "Evaluation", "Directory of cached statistics of real images; empty: cache in model_dir.", free=True
     )
-    eval_every_steps: int = _setting(0, "Evaluation", "Steps between evaluations while training; 0: none.", free=True)
+    eval_every_steps: int = _setting(0, "Evaluation", "Steps between evaluations while training; 0: none.", free=True, at_least=0)
 
-    def validate(self) -> "Config":
-        """Returns itself, or raises `UserError` naming the first setting that cannot be."""
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), field.metadata["choices"]
-            if choices and value not in choices:
-                raise UserError(f"--{field.name}={value} is not one of {', '.join(map(str, choices))}.")
-        for name, least in (
-            [
-                ("train_steps", 0),
-                ("num_classes", -1),
-                ("twins_cells", 2),
-                ("num_samples", 2),
-                ("classifier_size", 1),
-                ("eval_every_steps", 0),
-                ("skip_corrupt_records", 0),
-                ("max_rollbacks", 0),
-            ]
-            + [(name, 1) for name in ("batch_size", "z_dim", "gf_dim", "df_dim", "g_step", "d_step", "steps_per_loop")]
-            + [(name, 1) for name in ("accumulation_steps", "save_summaries_steps", "save_samples_steps", "keep_checkpoints")]
-            + [(name, 0) for name in ("save_checkpoint_steps", "save_checkpoint_secs", "keep_checkpoint_every_steps")]
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name}={getattr(self, name)} must be at least {least}.")
-        for name in ("beta1", "beta2", "ema_decay", "batch_norm_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)} must be at least 0 and below 1.")
-        for name in ("generator_learning_rate", "discriminator_learning_rate", "adam_epsilon", "spectral_norm_epsilon"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"--{name}={getattr(self, name)} must be positive.")
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"--seed={self.seed} must be at least 0 and below 2**31.")
-        possible = ATTENTION_RESOLUTIONS[self.image_size]
-        if self.attention_resolution and self.attention_resolution not in possible:
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        places = attention_places(self.image_size)
+        if self.attention_resolution and self.attention_resolution not in places:
             raise UserError(
                 f"--attention_resolution={self.attention_resolution} does not occur in both networks at "
-                f"--image_size={self.image_size}: choose one of {', '.join(map(str, possible))}, or 0 for no attention."
+                f"--image_size={self.image_size}: choose one of {', '.join(map(str, places))}, or 0 for no attention."
             )
         if self.batch_size % self.accumulation_steps:
             raise UserError(
@@ -212,10 +244,13 @@ class Config:
             raise UserError(
                 "--save_checkpoint_steps and --save_checkpoint_secs are both 0: set one, or a run could not be resumed."
             )
-        return self
 
     def replace(self, **changes: Any) -> "Config":
-        """Returns a copy with some settings changed."""
+        """Returns a copy with some settings changed.
+
+        Raises:
+          UserError: if the copy would be impossible.
+        """
         return dataclasses.replace(self, **changes)
 
     def non_default(self) -> dict[str, Any]:
@@ -228,6 +263,30 @@ class Config:
         settings = dataclasses.asdict(self)
         del settings["model_dir"]
         return json.dumps(settings, indent=2) + "\n"
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """Returns the value of a setting in the setting's type; raises `UserError` if it cannot be."""
+    kind: type = type(field.default)
+    accepted, description, bounds = _KINDS[kind]
+    if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
+        raise UserError(f"--{field.name}={value!r} is not {description}.")
+    if (choices := field.metadata["choices"]) and value not in choices:
+        raise UserError(f"--{field.name}={value} is not one of {', '.join(map(str, choices))}.")
+    bounds = bounds | field.metadata["bounds"]
+    for names in (("at_least", "above", "below"), ("at_most",)):
+        limits = {name: bounds[name] for name in names if name in bounds}
+        if not all(_BOUNDS[name](value, limit) for name, limit in limits.items()):  # NaN keeps no bound.
+            raise UserError(f"--{field.name}={value} must be {' and '.join(_words(*limit) for limit in limits.items())}.")
+    return kind(value)
+
+
+def _words(bound: str, limit: float) -> str:
+    """Returns a bound as a sentence names it: "at least 1", "below 2**31"."""
+    if (bound, limit) == ("above", 0):
+        return "positive"
+    power = limit.bit_length() - 1 if isinstance(limit, int) else 0
+    return f"{bound.replace('_', ' ')} {f'2**{power}' if power > 9 and limit == 2**power else limit}"
 
 
 def show(value: Any) -> str:
@@ -257,12 +316,16 @@ def load(model_dir: str) -> Config:
     if not os.path.exists(path):
         raise UserError(f"--model_dir={model_dir} holds no {CONFIG_FILE}: it is not the directory of a training run.")
     try:
-        with open(path, encoding="utf-8") as file:
-            settings = json.load(file)
-        return Config(**settings, model_dir=model_dir).validate()
-    except (OSError, ValueError, TypeError) as error:
+        settings = files.read_json(path)
+        if not isinstance(settings, dict):
+            raise ValueError("it does not hold settings by name")
+        if unknown := settings.keys() - {field.name for field in dataclasses.fields(Config)}:
+            raise ValueError(f"there is no setting {min(unknown)}")
+        return Config(**{**settings, "model_dir": model_dir})
+    except (OSError, ValueError) as error:
+        reason = str(error).removesuffix(".")
         raise UserError(
-            f"{path} cannot be read as a configuration ({error}); restore it, or train into a new directory."
+            f"{path} cannot be read as a configuration ({reason}); restore it, or train into a new directory."
         ) from error
 
 
@@ -285,4 +348,4 @@ def reconcile(saved: Config, given: dict[str, Any]) -> Config:
                     "leave the flag out, or choose another --model_dir."
                 )
     free = {name: value for name, value in given.items() if name != "num_classes"}
-    return saved.replace(**free).validate()
+    return saved.replace(**free)

@@ -1,4 +1,4 @@
-"""The generator and the discriminator: the paper's tables as data, and the blocks in them."""
+"""The generator and the discriminator: the blocks, and the networks that the paper's tables make of them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,24 +18,7 @@ from sagan_tf.layers import (
     SNEmbedding,
     power_iteration,
 )
-
-# (resolution after the block, width in multiples of gf_dim); the first row is the dense layer.
-# 128 is the paper's; the others are the field's (SNGAN for 32, BigGAN's progression for 256).
-GENERATOR = {
-    32: ((4, 4), (8, 4), (16, 4), (32, 4)),
-    64: ((4, 16), (8, 8), (16, 4), (32, 2), (64, 1)),
-    128: ((4, 16), (8, 16), (16, 8), (32, 4), (64, 2), (128, 1)),
-    256: ((4, 16), (8, 16), (16, 8), (32, 8), (64, 4), (128, 2), (256, 1)),
-}
-
-# (resolution after the block, width in multiples of df_dim); a row that repeats the resolution
-# before it does not pool.
-DISCRIMINATOR = {
-    32: ((16, 2), (8, 2), (8, 2), (8, 2)),
-    64: ((32, 1), (16, 2), (8, 4), (4, 8), (4, 16)),
-    128: ((64, 1), (32, 2), (16, 4), (8, 8), (4, 16), (4, 16)),
-    256: ((128, 1), (64, 2), (32, 4), (16, 8), (8, 8), (4, 16), (4, 16)),
-}
+from sagan_tf.tables import DISCRIMINATOR, GENERATOR
 
 # Variables by the names they have in a checkpoint; a backend's own ones among them.
 State = Mapping[str, Any]
@@ -171,6 +154,8 @@ class ProjectionHead(keras.layers.Layer):
 
 def _options(config: Config, spectral_norm: bool) -> tuple[dict, dict, str]:
     """Returns the options of SN layers, those of SN convolutions, and the dtype policy."""
+    if config.num_classes < 0:
+        raise UserError("num_classes=-1 leaves the number of classes to a dataset: give num_classes, 0 for no classes.")
     spectral_norm_options = {
         "spectral_norm": spectral_norm,
         "spectral_norm_gradient": config.spectral_norm_gradient,
@@ -192,6 +177,9 @@ def generator(config: Config) -> keras.Model:
     Call it as `generator([z, labels], training=False)`: `z` float32 `[B, z_dim]`, standard normal;
     `labels` int32 `[B]` in `0..num_classes-1` (not read if `num_classes=0`). Returns images, float32
     `[B, image_size, image_size, 3]` in [-1, 1].
+
+    Raises:
+      UserError: if `num_classes` is -1, which only a dataset can answer.
     """
     sn_options, conv_options, policy = _options(config, config.generator_spectral_norm)
     batch_norm_options = {"synchronized": config.sync_batch_norm, "momentum": config.batch_norm_decay or 0.999}
@@ -229,6 +217,9 @@ def discriminator(config: Config) -> keras.Model:
     Call it as `discriminator([images, labels], training=False)`: `images` float32 `[B, image_size,
     image_size, 3]` in [-1, 1], `labels` int32 `[B]` (not read if `num_classes=0`). Returns logits, float32
     `[B, 1]`, positive for real.
+
+    Raises:
+      UserError: if `num_classes` is -1, which only a dataset can answer.
     """
     sn_options, conv_options, policy = _options(config, config.discriminator_spectral_norm)
 

@@ -40,7 +40,7 @@ def small(**settings):
         # rounding errors their size, so that weights can be compared too.
         "adam_epsilon": 0.1,
     }
-    return Config(**{**defaults, **settings}).validate()
+    return Config(**{**defaults, **settings})
 
 
 def strategy_of(replicas):

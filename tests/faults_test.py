@@ -78,13 +78,13 @@ class DiskTest:
         directory, mount = small_disk
         mount("ro")
         with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\)"):
-            train.train(Config(model_dir=str(directory / "run"), **TINY).validate())
+            train.train(Config(model_dir=str(directory / "run"), **TINY))
 
     def test_training_on_a_full_disk_ends_with_the_last_checkpoint_whole(self, small_disk):
         directory, _ = small_disk
         config = Config(model_dir=str(directory), steps_per_loop=1, save_checkpoint_steps=1, keep_checkpoints=1000, **TINY)
         with pytest.raises(UserError, match=r"could not be written .*free some space"):
-            train.train(config.replace(save_summaries_steps=1, train_steps=1000).validate())
+            train.train(config.replace(save_summaries_steps=1, train_steps=1000))
         checkpoints = Checkpoints(str(directory))
         assert checkpoints.restore(Trainer(config).state()) == checkpoints.steps()[-1]
 
@@ -101,7 +101,7 @@ class DiskTest:
 
     def test_samples_that_cannot_be_written_do_not_end_a_training(self, tmp_path, caplog):
         (tmp_path / "samples").touch()
-        train.train(Config(model_dir=str(tmp_path), train_steps=2, save_samples_steps=1, **TINY).validate())
+        train.train(Config(model_dir=str(tmp_path), train_steps=2, save_samples_steps=1, **TINY))
         assert Checkpoints(str(tmp_path)).steps()[-1] == 2
         assert "Samples of step 2 cannot be written" in caplog.text
 
@@ -113,17 +113,17 @@ class EvaluationTest:
         settings = TINY | {"num_classes": 0, "dataset": f"folder:{tmp_path / 'images'}"}
         settings |= {"train_steps": 2, "eval_every_steps": 2, "classifier": "embedded", "num_samples": 20}
         config = Config(model_dir=str(tmp_path), **settings)
-        train.train(config.validate())
+        train.train(config)
         (first,) = history.read(str(tmp_path))
         # As if it had been killed, and the checkpoint measured by hand in another way.
         other = {**first, "protocol": {**first["protocol"], "num_samples": 10}}
         (tmp_path / history.METRICS_FILE).write_text(json.dumps(other) + "\n")
-        train.train(config.validate())
+        train.train(config)
         second = history.read(str(tmp_path))[-1]
         assert (second["step"], second["protocol"]) == (2, first["protocol"])
         for name, value in first["values"].items():
             np.testing.assert_allclose(second["values"][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
-        train.train(config.validate())
+        train.train(config)
         assert len(history.read(str(tmp_path))) == 2
 
 
@@ -145,7 +145,7 @@ class ClockTest:
         passed = iter(range(0, 10**9, 60))
         monkeypatch.setattr(train.time, "monotonic", lambda: next(passed))
         config = Config(model_dir=str(tmp_path), train_steps=4, steps_per_loop=1, save_checkpoint_secs=30, **TINY)
-        train.train(config.validate())
+        train.train(config)
         assert Checkpoints(str(tmp_path)).steps() == [0, 1, 2, 3, 4]
 
 
@@ -227,7 +227,7 @@ class LongRunTest:
             with open("/proc/self/statm", encoding="ascii") as file:
                 return int(file.read().split()[1])
 
-        trainer = Trainer(Config(**TINY).validate())
+        trainer = Trainer(Config(**TINY))
         iterator = train.batches(trainer, data.open_source(trainer.config))
         trainer.train(iterator, tf.constant(200))
         traces, before = trainer.train.experimental_get_tracing_count(), resident()

@@ -33,7 +33,7 @@ def settings(name):
 
 
 def config(name):
-    return Config(**settings(name)).validate()
+    return Config(**settings(name))
 
 
 def header(name):
@@ -112,7 +112,7 @@ class SettingsTest:
         # Where a block stands is for the arms to say, not for the scale.
         place = {"attention_resolution": 0} if name not in EXPERIMENTS else {}
         assert not place.keys() & found.keys()
-        Config(**found, **place).validate()
+        Config(**found, **place)
 
     @pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("paper/", "study/"))])
     def test_name_says_which_arm_it_is(self, name):
@@ -138,7 +138,7 @@ class SettingsTest:
 class StepTest:
     @pytest.mark.parametrize("name", EXPERIMENTS)
     def test_makes_a_step(self, name):
-        miniature = shrunk(config(name)).validate()
+        miniature = shrunk(config(name))
         trainer, metrics, before, after = stepped(miniature)
         for value in metrics.values():
             assert np.isfinite(value.numpy())

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from sagan_tf import config as config_lib
 from sagan_tf import networks
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
+from sagan_tf.tables import attention_places
 
 
 def parameters(model):
@@ -19,7 +19,7 @@ def parameters(model):
 
 def small(**settings):
     defaults = {"image_size": 32, "gf_dim": 8, "df_dim": 8, "z_dim": 4, "num_classes": 3, "attention_resolution": 16}
-    return Config(**{**defaults, **settings}).validate()
+    return Config(**{**defaults, **settings})
 
 
 def numpy_inputs(config, batch=2):
@@ -79,7 +79,7 @@ class ParameterCountTest:
 class PositionTest:
     @pytest.mark.parametrize("image_size", [32, 64, 128, 256])
     def test_attention_stands_at_the_resolution_asked_for(self, image_size):
-        for resolution in config_lib.ATTENTION_RESOLUTIONS[image_size]:
+        for resolution in attention_places(image_size):
             config = small(image_size=image_size, attention_resolution=resolution, gf_dim=2, df_dim=2)
             for model in (networks.generator(config), networks.discriminator(config)):
                 shapes = [layer.input.shape for layer in model.layers if layer.name == "attention"]
@@ -98,6 +98,11 @@ class PositionTest:
 
 
 class OptionTest:
+    def test_unknown_number_of_classes_is_refused(self):
+        for network in (networks.generator, networks.discriminator):
+            with pytest.raises(UserError, match=r"num_classes=-1 .*give num_classes"):
+                network(small(num_classes=-1))
+
     @pytest.mark.parametrize(("generator", "discriminator"), itertools.product([True, False], repeat=2))
     def test_spectral_norm_switches_by_network(self, generator, discriminator):
         config = small(generator_spectral_norm=generator, discriminator_spectral_norm=discriminator)

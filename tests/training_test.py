@@ -21,7 +21,7 @@ def small(**settings):
         "attention_resolution": 8,
         "batch_size": 8,
     }
-    return Config(**{**defaults, **settings}).validate()
+    return Config(**{**defaults, **settings})
 
 
 def steps(trainer, count):

@@ -5,24 +5,41 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
 from sagan_tf import config as config_lib
 from sagan_tf.errors import UserError
 
+__all__ = [
+    "config_from_flags",
+    "define_checkpoint_flags",
+    "define_config_flags",
+    "define_z_flags",
+    "given_settings",
+    "help_text",
+    "run",
+    "trained_config",
+]
+
 FLAGS = flags.FLAGS
 
-_DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+_DEFINE: dict[type, Callable[..., Any]] = {
+    bool: flags.DEFINE_boolean,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
 
 
-def define_config_flags() -> None:
+def define_config_flags(values: flags.FlagValues = FLAGS) -> None:
     """Defines one absl flag for each field of `Config`."""
     for field in dataclasses.fields(config_lib.Config):
         text, choices = field.metadata["help"], field.metadata["choices"]
         if choices:
             text += f" One of: {', '.join(map(str, choices))}."
-        _DEFINE[type(field.default)](field.name, field.default, text)
+        _DEFINE[type(field.default)](field.name, field.default, text, flag_values=values)
 
 
 def define_checkpoint_flags() -> None:
@@ -37,7 +54,13 @@ def define_z_flags() -> None:
     flags.DEFINE_float("truncation", 0.0, "Largest absolute value of a component of z; 0: no bound.", lower_bound=0.0)
 
 
-def config_from_flags() -> config_lib.Config:
+def given_settings(values: flags.FlagValues = FLAGS) -> dict[str, Any]:
+    """Returns the settings that the flags name, and no defaults."""
+    names = [field.name for field in dataclasses.fields(config_lib.Config)]
+    return {name: values[name].value for name in names if values[name].present}
+
+
+def config_from_flags(values: flags.FlagValues = FLAGS) -> config_lib.Config:
     """Returns the configuration meant by the flags.
 
     A `model_dir` that already holds a configuration supplies every setting that the command
@@ -46,24 +69,20 @@ def config_from_flags() -> config_lib.Config:
     Raises:
       UserError: if a setting is impossible, or contradicts that of `model_dir`.
     """
-    names = [field.name for field in dataclasses.fields(config_lib.Config)]
-    given = {name: FLAGS[name].value for name in names if FLAGS[name].present}
-    model_dir = given.get("model_dir", "")
-    if model_dir and os.path.exists(os.path.join(model_dir, config_lib.CONFIG_FILE)):
-        return config_lib.reconcile(config_lib.load(model_dir), given)
-    return config_lib.Config(**given).validate()
+    if values.model_dir and os.path.exists(os.path.join(values.model_dir, config_lib.CONFIG_FILE)):
+        return trained_config(values)
+    return config_lib.Config(**given_settings(values))
 
 
-def trained_config() -> config_lib.Config:
+def trained_config(values: flags.FlagValues = FLAGS) -> config_lib.Config:
     """Returns the configuration of the training run that `--model_dir` names.
 
     Raises:
-      UserError: if the flag is missing or the directory is not that of a run.
+      UserError: if the flag is missing, the directory is not that of a run, or a setting contradicts it.
     """
-    if not FLAGS.model_dir:
+    if not values.model_dir:
         raise UserError("--model_dir is missing: name the directory of a training run.")
-    config_lib.load(FLAGS.model_dir)
-    return config_from_flags()
+    return config_lib.reconcile(config_lib.load(values.model_dir), given_settings(values))
 
 
 def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None) -> None:
@@ -123,6 +142,6 @@ def help_text(purpose: str, own_flags: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)

@@ -39,10 +39,11 @@ from absl import app, flags, logging
 import sagan_tf
 from sagan_tf import config as config_lib
 from sagan_tf.commands.train import EXIT_INTERRUPTED
-from sagan_tf.config import ATTENTION_RESOLUTIONS, Config
+from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.runs import history
 from sagan_tf.runs.checkpoints import Checkpoints, write_file
+from sagan_tf.tables import attention_places
 
 FLAGS = flags.FLAGS
 # What the paper compares an arm with: the steps of stabilisation with the baseline, a block with none.
@@ -193,32 +194,36 @@ def load_suite(folder: str, scale_file: str = "") -> Suite:
         raise UserError(f"--suite={folder} holds no flagfiles (*.cfg): name a folder such as flags/study.")
     given = {name: read_flagfile(paths[name]) for name in sorted(paths, key=natural)}
     replaced = read_flagfile(scale_file) if scale_file else {}
-    original = {name: Arm.of(settings) for name, settings in given.items()}
+    original = {name: _arm(paths[name], settings) for name, settings in given.items()}
     for setting in sorted(set(replaced) - FREE - set(EVALUATION)):
         if len({getattr(arm.config, setting) for arm in original.values()}) > 1:
             raise UserError(f"{scale_file} sets --{setting}, in which the arms of {folder} differ: a scale may not decide that.")
     arms, left_out, places = {}, {}, {}
     for name, settings in given.items():
-        try:
-            before, after = original[name].config.validate(), Arm.of(settings | replaced)
-            if "attention_resolution" not in replaced and before.attention_resolution:
-                size = after.config.image_size
-                place = before.attention_resolution * size / before.image_size
-                if place not in ATTENTION_RESOLUTIONS.get(size, ()):
-                    left_out[name] = f"{before.attention_resolution} of {before.image_size} px is {place:g} of {size} px"
-                    continue
-                if size != before.image_size:
-                    places[str(before.attention_resolution)] = int(place)
-                after = dataclasses.replace(after, config=after.config.replace(attention_resolution=int(place)))
-            after.config.validate()
-        except UserError as error:
-            raise UserError(f"{paths[name]}: {error}") from error
+        before = original[name].config
+        after = _arm(paths[name], settings | {"attention_resolution": 0} | replaced)
+        if "attention_resolution" not in replaced and before.attention_resolution:
+            size = after.config.image_size
+            place = before.attention_resolution * size / before.image_size
+            if place not in attention_places(size):
+                left_out[name] = f"{before.attention_resolution} of {before.image_size} px is {place:g} of {size} px"
+                continue
+            if size != before.image_size:
+                places[str(before.attention_resolution)] = int(place)
+            after = dataclasses.replace(after, config=after.config.replace(attention_resolution=int(place)))
         arms[name] = after
     if not arms:
         raise UserError(f"{scale_file} leaves no arm of {folder}: their places do not exist at its image size.")
     scale_name = os.path.basename(scale_file).removesuffix(".cfg")
     scale = {"name": scale_name, "settings": replaced, "places": places} if scale_file else {}
     return Suite(os.path.basename(os.path.abspath(folder)), arms, scale, left_out)
+
+
+def _arm(path: str, settings: dict[str, Any]) -> Arm:
+    try:
+        return Arm.of(settings)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +294,7 @@ def plan(suite: Suite, seeds: str = "0", arms: str = "", shard: str = "1/1") -> 
         for arm, names in groups.items():
             if set(names) & set(wanted):
                 intra_fid = max(suite.arms[name].intra_fid_samples for name in names)
-                config = arm.config.replace(seed=seed).validate()
+                config = arm.config.replace(seed=seed)
                 jobs.append(Job(tuple(names), dataclasses.replace(arm, config=config, intra_fid_samples=intra_fid)))
     return jobs[int(match[1]) - 1 :: int(match[2])]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import keras
 
-from sagan_tf import networks
+from sagan_tf import tables
 from sagan_tf.config import Config, reproduce_command, show
 from sagan_tf.runs import history
 
@@ -173,7 +173,7 @@ def text(
     ]
     kind, _, place = config.dataset.partition(":")
     size, classes = config.image_size, config.num_classes
-    widths = ", ".join(f"{multiple * config.gf_dim} at {pixels}x{pixels}" for pixels, multiple in networks.GENERATOR[size])
+    widths = ", ".join(f"{multiple * config.gf_dim} at {pixels}x{pixels}" for pixels, multiple in tables.GENERATOR[size])
     trainable = sum(math.prod(weight.shape) for weight in generator.trainable_variables)
     averaged = f"moving average of the generator, decay {config.ema_decay:g}" if use_ema else "the last ones, not an average"
     folded = "; the spectral norms are divided into the kernels of the SavedModel" if config.generator_spectral_norm else ""

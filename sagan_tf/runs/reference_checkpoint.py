@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
-from sagan_tf.networks import DISCRIMINATOR, GENERATOR
+from sagan_tf.tables import DISCRIMINATOR, GENERATOR
 
 IMAGE_SIZE = 128  # The reference has no other.
 
@@ -124,7 +124,7 @@ def infer_config(shapes: Mapping[str, list[int]], **settings) -> Config:
         num_classes=shape("model/d_embedding/embedding_map")[0],
         attention_resolution=positions.pop(),
         **settings,
-    ).validate()
+    )
 
 
 def _updates(power: float, beta: float) -> int:
