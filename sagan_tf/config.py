@@ -11,7 +11,7 @@ import numbers
 import operator
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sagan_tf import files
@@ -22,6 +22,8 @@ __all__ = [
     "CONFIG_FILE",
     "GROUPS",
     "Config",
+    "expand_flagfile",
+    "expand_flagfiles",
     "load",
     "reconcile",
     "reproduce_command",
@@ -349,3 +351,45 @@ def reconcile(saved: Config, given: dict[str, Any]) -> Config:
                 )
     free = {name: value for name, value in given.items() if name != "num_classes"}
     return saved.replace(**free)
+
+
+def expand_flagfile(path: str) -> list[str]:
+    """Returns the flags in a flagfile, those of the flagfiles that it names among them.
+
+    Raises:
+      UserError: naming the file that cannot be read.
+    """
+    return expand_flagfiles([f"--flagfile={path}"])
+
+
+def expand_flagfiles(words: Iterable[str], within: tuple[str, ...] = ()) -> list[str]:
+    """Returns flags with each `--flagfile=FILE` replaced by the flags in that file.
+
+    A file that another one names is looked for beside it, so that an experiment can be read from any directory.
+
+    Args:
+      words: of a command line, or lines of a flagfile.
+      within: the flagfiles that led to these words, the outermost first.
+
+    Raises:
+      UserError: naming the file that cannot be read.
+    """
+    expanded: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, path = word.partition("=")
+        if name in ("--flagfile", "-flagfile") and not equals:
+            path = next(rest, "")
+        if name not in ("--flagfile", "-flagfile") or not path:  # What names no file is absl's to judge.
+            expanded.append(word)
+            continue
+        path = os.path.normpath(os.path.join(os.path.dirname(within[-1]) if within else "", os.path.expanduser(path)))
+        try:
+            if path in within:
+                raise ValueError("it names itself")
+            with open(path, encoding="utf-8") as file:
+                lines = [line.strip() for line in file if not line.startswith(("#", "//"))]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read as a flagfile: {getattr(error, 'strerror', error)}.") from error
+        expanded += expand_flagfiles(filter(None, lines), (*within, path))
+    return expanded

@@ -1,4 +1,4 @@
-"""The configuration: what is possible, saving, what a resumed run may change, and flags."""
+"""The configuration: what is possible, saving, what a resumed run may change, flags and flagfiles."""
 
 import dataclasses
 import json
@@ -188,3 +188,38 @@ class CommandTest:
 
     def test_defaults_need_no_flags(self):
         assert config_lib.reproduce_command(Config(), "x") == "sagan-train --model_dir=x"
+
+
+class FlagfileTest:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        (tmp_path / "shared").mkdir()
+        (tmp_path / "shared" / "base.cfg").write_text("# Shared.\n--gf_dim=8\n--df_dim=8\n")
+        (tmp_path / "arms").mkdir()
+        (tmp_path / "arms" / "near.cfg").write_text("--flagfile=../shared/base.cfg\n")
+        (tmp_path / "arms" / "arm.cfg").write_text("# An arm.\n\n// Its own.\n--z_dim=4\n  --flagfile=near.cfg  \n--gf_dim=2\n")
+        return tmp_path
+
+    def test_nested_file_is_read_in_place_and_found_beside_the_one_that_names_it(self, folder, monkeypatch):
+        expected = ["--z_dim=4", "--gf_dim=8", "--df_dim=8", "--gf_dim=2"]
+        assert config_lib.expand_flagfile(str(folder / "arms" / "arm.cfg")) == expected
+        monkeypatch.chdir(folder / "shared")
+        for words in (["--flagfile=../arms/arm.cfg"], ["--flagfile", "../arms/arm.cfg"], ["-flagfile=../arms/arm.cfg"]):
+            assert config_lib.expand_flagfiles(["--seed=1", *words, "--seed=2"]) == ["--seed=1", *expected, "--seed=2"]
+
+    def test_what_names_no_file_is_left(self):
+        assert config_lib.expand_flagfiles(["--flagfile=", "x", "--flagfile"]) == ["--flagfile=", "x", "--flagfile"]
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            (b"--flagfile=missing.cfg\n", "missing.cfg cannot be read as a flagfile: No such file"),
+            (b"--flagfile=arms/../wrong.cfg\n", "wrong.cfg cannot be read as a flagfile: it names itself"),
+            (b"--dataset=\xff\n", "wrong.cfg cannot be read as a flagfile: 'utf-8' codec"),
+        ],
+    )
+    def test_file_that_cannot_be_read_is_named(self, folder, text, reason):
+        (folder / "arms" / "arm.cfg").write_text("--flagfile=../wrong.cfg\n")
+        (folder / "wrong.cfg").write_bytes(text)
+        with pytest.raises(UserError, match=re.escape(reason)):
+            config_lib.expand_flagfile(str(folder / "arms" / "arm.cfg"))

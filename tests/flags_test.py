@@ -11,25 +11,26 @@ import tensorflow as tf
 from absl import flags
 
 from sagan_tf import networks
-from sagan_tf.config import Config
+from sagan_tf.commands import cli
+from sagan_tf.config import Config, expand_flagfile
 from sagan_tf.layers import ResidualBlock, SelfAttention
 from sagan_tf.training import Trainer
 
 FLAGS_DIR = pathlib.Path(__file__).parent.parent / "flags"
 FILES = sorted(str(path.relative_to(FLAGS_DIR)) for path in FLAGS_DIR.rglob("*") if path.is_file())
-EXPERIMENTS = [name for name in FILES if not name.startswith("scale/")]
+BASES = [name for name in FILES if name.endswith("/base.cfg")]
+ARMS = [name for name in FILES if name.startswith(("paper/", "study/")) and name not in BASES]
+EXPERIMENTS = [name for name in FILES if "/" not in name] + ARMS
 POSITIONS = (8, 16, 32, 64)
-DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 
 def settings(name):
     """Returns the settings that a flagfile names, read as the commands read it."""
     values = flags.FlagValues()
-    for field in dataclasses.fields(Config):
-        DEFINE[type(field.default)](field.name, field.default, "", flag_values=values)
-    rest = values(["test", f"--flagfile={FLAGS_DIR / name}"])
+    cli.define_config_flags(values)
+    rest = values(["test", *expand_flagfile(str(FLAGS_DIR / name))])
     assert rest == ["test"]
-    return {field.name: values[field.name].value for field in dataclasses.fields(Config) if values[field.name].present}
+    return cli.given_settings(values)
 
 
 def config(name):
@@ -92,11 +93,11 @@ class HeaderTest:
         assert "Hardware" in text
         assert re.search(r"not trained here|Not run by us|Run by us|measured, seed|Runs made", text)
 
-    @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("paper/")])
+    @pytest.mark.parametrize("name", [name for name in ARMS if name.startswith("paper/")])
     def test_paper_cells_say_what_the_paper_got_and_what_it_costs(self, name):
         text = header(name)
         assert re.search(r"Paper: (FID [\d.]+, IS [\d.]+|IS [\d.]+, intra-FID|no number)", text)
-        assert "make_tfrecords.py" in text
+        assert "sagan-records" in text
         assert "sagan-evaluate" in text
         gflop, images, steps, total = re.search(
             r"([\d.]+) GFLOP .* x (\d+) images x ([\d,]+) steps = ([\d.e]+) FLOP", text
@@ -109,12 +110,20 @@ class SettingsTest:
     def test_are_possible(self, name):
         found = settings(name)
         assert found
-        # Where a block stands is for the arms to say, not for the scale.
+        # Where a block stands is for the arms to say, not for their base or the scale.
         place = {"attention_resolution": 0} if name not in EXPERIMENTS else {}
         assert not place.keys() & found.keys()
         Config(**found, **place)
 
-    @pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("paper/", "study/"))])
+    @pytest.mark.parametrize("name", ARMS)
+    def test_holds_its_differences_from_the_base_alone(self, name):
+        lines = [line for line in (FLAGS_DIR / name).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        assert lines[0] == "--flagfile=base.cfg"
+        base, found = settings(f"{pathlib.Path(name).parent}/base.cfg"), settings(name)
+        named = {line.removeprefix("--").removeprefix("no").partition("=")[0] for line in lines[1:]} & found.keys()
+        assert named == {key for key in found if base.get(key) != found[key]}
+
+    @pytest.mark.parametrize("name", ARMS)
     def test_name_says_which_arm_it_is(self, name):
         arm, found = pathlib.Path(name).stem, config(name)
         block, _, position = arm.removesuffix("_unpooled").partition("_")
@@ -129,7 +138,7 @@ class SettingsTest:
     def test_arms_of_a_suite_differ_in_nothing_else(self, suite):
         may_differ = {"attention_resolution", "attention_block", "attention_pooling", "generator_spectral_norm"}
         may_differ |= {"generator_learning_rate", "discriminator_learning_rate", "eval_every_steps"}
-        arms = [dataclasses.asdict(config(name)) for name in FILES if name.startswith(f"{suite}/")]
+        arms = [dataclasses.asdict(config(name)) for name in ARMS if name.startswith(f"{suite}/")]
         assert len(arms) >= 9
         for arm in arms:
             assert {key for key in arm if arm[key] != arms[0][key]} <= may_differ

@@ -104,7 +104,9 @@ def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None
             print(help_text(main.__doc__ or "", own_flags))
             sys.exit(0)
         try:
-            rest = FLAGS(argv)
+            rest = FLAGS([argv[0], *config_lib.expand_flagfiles(argv[1:])])
+        except UserError as error:
+            _fail(str(error))
         except flags.Error as error:
             _fail(f"{error} (--help lists the flags.)")
         if len(rest) > 1:

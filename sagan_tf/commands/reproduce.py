@@ -39,7 +39,7 @@ from absl import app, flags, logging
 import sagan_tf
 from sagan_tf import config as config_lib
 from sagan_tf.commands.train import EXIT_INTERRUPTED
-from sagan_tf.config import Config
+from sagan_tf.config import Config, expand_flagfile
 from sagan_tf.errors import UserError
 from sagan_tf.runs import history
 from sagan_tf.runs.checkpoints import Checkpoints, write_file
@@ -48,6 +48,8 @@ from sagan_tf.tables import attention_places
 FLAGS = flags.FLAGS
 # What the paper compares an arm with: the steps of stabilisation with the baseline, a block with none.
 CONTROL = "none"
+# The flagfile of what a suite's arms share; it is no arm.
+BASE = "base"
 CONTROLS = {"sn_gd": "baseline", "sn_gd_ttur": "baseline", "baseline": ""}
 # Flags of sagan-evaluate that a flagfile may carry beside the settings, with their defaults there.
 EVALUATION = {"intra_fid_samples": 0, "real_images": 50_000}
@@ -127,7 +129,7 @@ def read_flagfile(path: str) -> dict[str, Any]:
     for name, default in defaults.items():
         define[type(default)](name, default, "", flag_values=values)
     try:
-        rest = values([sys.argv[0], f"--flagfile={path}"])
+        rest = values([sys.argv[0], *expand_flagfile(path)])
     except flags.Error as error:
         raise UserError(f"{path} cannot be read as a flagfile: {error}") from error
     if len(rest) > 1:
@@ -190,6 +192,7 @@ def load_suite(folder: str, scale_file: str = "") -> Suite:
         arms equal that are compared.
     """
     paths = {os.path.basename(path).removesuffix(".cfg"): path for path in glob.glob(os.path.join(glob.escape(folder), "*.cfg"))}
+    paths.pop(BASE, None)
     if not paths:
         raise UserError(f"--suite={folder} holds no flagfiles (*.cfg): name a folder such as flags/study.")
     given = {name: read_flagfile(paths[name]) for name in sorted(paths, key=natural)}
