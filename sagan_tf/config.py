@@ -35,32 +35,21 @@ CONFIG_FILE = "config.json"
 # The groups of `--help`, in the order in which they are printed.
 GROUPS = ("Run", "Data", "Networks", "Optimisation", "Speed", "Output", "Evaluation")
 
-# By the type of a setting: what it accepts, what a sentence calls that, and the largest that the networks' formats hold.
-# NumPy's numbers are numbers.
+# By the type of a setting: what it accepts (NumPy's numbers are numbers), what a sentence calls that, and the largest
+# that the formats of the networks hold.
 _KINDS: dict[type, tuple[type, str, dict[str, float]]] = {
     bool: (bool, "true or false", {}),
     int: (numbers.Integral, "a whole number", {"at_most": 2**62}),
     float: (numbers.Real, "a number", {"at_most": 1e38}),
     str: (str, "text", {}),
 }
-_BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
-    "at_least": operator.ge,
-    "above": operator.gt,
-    "below": operator.lt,
-    "at_most": operator.le,
-}
+_HOLDS: dict[str, Callable[..., bool]] = dict(at_least=operator.ge, above=operator.gt, below=operator.lt, at_most=operator.le)
 
 
 def _setting(default: Any, group: str, text: str, choices: tuple = (), free: bool = False, **bounds: float) -> Any:
-    """Returns a dataclass field.
+    """Returns a dataclass field; `free` settings may change when a run is resumed.
 
-    Args:
-      default: the value, whose type is that of the setting.
-      group: of `--help`.
-      text: of `--help`.
-      choices: the only possible values; none: any.
-      free: whether it may change when a run is resumed.
-      **bounds: `at_least`, `above` and `below` say what makes sense; `at_most` is generous, and catches a slip.
+    Of the bounds, `at_least`, `above` and `below` say what makes sense; `at_most` is generous, and catches a slip.
     """
     metadata = {"group": group, "help": text, "choices": choices, "free": free, "bounds": bounds}
     return dataclasses.field(default=default, metadata=metadata)
@@ -278,7 +267,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     bounds = bounds | field.metadata["bounds"]
     for names in (("at_least", "above", "below"), ("at_most",)):
         limits = {name: bounds[name] for name in names if name in bounds}
-        if not all(_BOUNDS[name](value, limit) for name, limit in limits.items()):  # NaN keeps no bound.
+        if not all(_HOLDS[name](value, limit) for name, limit in limits.items()):  # NaN keeps no bound.
             raise UserError(f"--{field.name}={value} must be {' and '.join(_words(*limit) for limit in limits.items())}.")
     return kind(value)
 
@@ -325,10 +314,8 @@ def load(model_dir: str) -> Config:
             raise ValueError(f"there is no setting {min(unknown)}")
         return Config(**{**settings, "model_dir": model_dir})
     except (OSError, ValueError) as error:
-        reason = str(error).removesuffix(".")
-        raise UserError(
-            f"{path} cannot be read as a configuration ({reason}); restore it, or train into a new directory."
-        ) from error
+        reason = f"{path} cannot be read as a configuration ({str(error).removesuffix('.')})"
+        raise UserError(f"{reason}; restore it, or train into a new directory.") from error
 
 
 def reconcile(saved: Config, given: dict[str, Any]) -> Config:

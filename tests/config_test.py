@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 import shlex
 
@@ -69,6 +70,7 @@ class ValidationTest:
         for field in dataclasses.fields(Config):
             assert field.metadata["group"] in config_lib.GROUPS
             assert field.metadata["help"].endswith(".")
+            assert field.metadata["bounds"].keys() <= {"at_least", "above", "below", "at_most"}
             if type(field.default) in (int, float):
                 assert field.metadata["choices"] or {"at_least", "above"} & field.metadata["bounds"].keys()
 
@@ -88,6 +90,13 @@ class ModelDirTest:
         self.save(tmp_path, gf_dim=7, beta2=0.9, jit_compile=True)
         expected = Config(gf_dim=7, beta2=0.9, jit_compile=True, model_dir=str(tmp_path))
         assert config_lib.load(str(tmp_path)) == expected
+
+    def test_file_of_version_0_1_is_read_and_written_as_it_was(self, tmp_path):
+        text = (pathlib.Path(__file__).parent / "golden" / "config-0.1.json").read_text()  # Of the quickstart.
+        (tmp_path / config_lib.CONFIG_FILE).write_text(text)
+        config = config_lib.load(str(tmp_path))
+        assert (config.gf_dim, config.generator_learning_rate, config.attention_pooling) == (8, 2e-4, True)
+        assert config.to_json() == text
 
     def test_missing_settings_take_their_defaults(self, tmp_path):
         (tmp_path / config_lib.CONFIG_FILE).write_text('{"gf_dim": 7, "beta1": 0}')

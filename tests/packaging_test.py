@@ -67,6 +67,6 @@ class InstalledTest:
         environment = {**os.environ, "PYTHONPATH": str(package)}
         run = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 120}
         subprocess.run([sys.executable, "-c", OPEN, str(package)], check=True, **run)
-        flagfile = prefix / "share" / "sagan_tf" / "flags" / "quickstart.cfg"
+        flagfile = prefix / "share" / "sagan_tf" / "flags" / "study" / "none.cfg"  # Which names another, beside it.
         command = [sys.executable, "-m", "sagan_tf.commands.train", f"--flagfile={flagfile}", "--train_steps=1", "--batch_size=0"]
         assert "--batch_size=0 must be at least 1" in subprocess.run(command, **run).stderr

@@ -25,12 +25,8 @@ __all__ = [
 
 FLAGS = flags.FLAGS
 
-_DEFINE: dict[type, Callable[..., Any]] = {
-    bool: flags.DEFINE_boolean,
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
-}
+_DEFINE: dict[type, Callable[..., Any]]
+_DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 
 def define_config_flags(values: flags.FlagValues = FLAGS) -> None:
