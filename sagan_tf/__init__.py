@@ -15,6 +15,7 @@ _PUBLIC = {
     "generator": "sagan_tf.networks",
     "discriminator": "sagan_tf.networks",
     "restore": "sagan_tf.runs.checkpoints",
+    "load_run": "sagan_tf.runs.run",
 }
 
 
