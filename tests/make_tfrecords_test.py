@@ -14,8 +14,8 @@ import tensorflow as tf
 from PIL import Image
 
 from sagan_tf import data
-from sagan_tf.commands import make_tfrecords as tool
 from sagan_tf.config import Config
+from sagan_tf.data import folder_to_records
 from sagan_tf.errors import UserError
 
 TOOL = (sys.executable, "-m", "sagan_tf.commands.make_tfrecords")
@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 def make(folder, output, **options):
-    return tool.make(folder, str(output), **{"size": 32, "shards": 3, "workers": 1, **options})
+    return folder_to_records.make_records(folder, str(output), **{"size": 32, "shards": 3, "workers": 1, **options})
 
 
 def manifest(output):
@@ -93,16 +93,14 @@ class RecordsTest:
         assert len(source.examples(tf.constant([0, 1]))["images"]) == 2
 
     def test_classes_are_spread_over_the_shards_by_seed(self, folder, tmp_path):
-        first, again, other = (tool.plan(folder, 2, seed)[0] for seed in (0, 0, 1))
+        first, again, other = (folder_to_records.plan(folder, 2, seed)[0] for seed in (0, 0, 1))
         assert first == again != other
         assert sorted(itertools.chain(*first.values())) == sorted(itertools.chain(*other.values()))
 
     def test_are_the_same_bytes_from_several_processes(self, folder, tmp_path):
         make(folder, tmp_path / "one")
         command = [
-            sys.executable,
-            "-m",
-            "sagan_tf.commands.make_tfrecords",
+            *TOOL,
             f"--input={folder}",
             f"--output={tmp_path}/two",
             "--size=32",
@@ -135,9 +133,7 @@ class RestartTest:
             Image.fromarray(rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)).save(f"{folder}/n01440764/{number}.bmp")
         output = tmp_path / "out"
         command = [
-            sys.executable,
-            "-m",
-            "sagan_tf.commands.make_tfrecords",
+            *TOOL,
             f"--input={folder}",
             f"--output={output}",
             "--size=256",
@@ -162,7 +158,7 @@ class RestartTest:
         assert make(folder, output, size=256, shards=60) == 606
         assert (output / done).stat().st_mtime == 1
         assert len(records(output)) == 606
-        assert not list(output.glob("*.tmp"))
+        assert not list(output.glob("*.tmp*"))
 
     def test_other_settings_are_refused(self, folder, tmp_path):
         make(folder, tmp_path / "out")

@@ -8,11 +8,11 @@ import tensorflow as tf
 
 from sagan_tf import config as config_lib
 from sagan_tf import restore
-from sagan_tf.commands import convert as tool
 from sagan_tf.commands import export
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.runs.checkpoints import Checkpoints
+from sagan_tf.runs.reference_checkpoint import convert
 from sagan_tf.training import Trainer
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -86,7 +86,7 @@ def reference_arrays(config, seed=0):
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     directory = str(tmp_path_factory.mktemp("converted"))
-    return tool.convert(PREFIX, directory), directory
+    return convert(PREFIX, directory), directory
 
 
 class ConversionTest:
@@ -139,7 +139,7 @@ class OtherSizesTest:
         expected = Config(**settings)
         arrays, ours = reference_arrays(expected)
         given = {key: value for key, value in settings.items() if key in ("loss_type", "beta2")}
-        config = tool.convert(write_reference(tmp_path, arrays), str(tmp_path / "run"), **given)
+        config = convert(write_reference(tmp_path, arrays), str(tmp_path / "run"), **given)
         assert config == expected
         trainer = Trainer(config)
         assert Checkpoints(str(tmp_path / "run")).restore(trainer.state()) == 7
@@ -150,12 +150,12 @@ class OtherSizesTest:
 
     def test_counters_of_synchronised_replicas_are_passed_over(self, tmp_path):
         arrays = arrays_of(PREFIX) | {"d_step": np.int32(3), "g_step": np.int32(3)}
-        assert tool.convert(write_reference(tmp_path, arrays), str(tmp_path / "run")).gf_dim == 2
+        assert convert(write_reference(tmp_path, arrays), str(tmp_path / "run")).gf_dim == 2
 
 
 class RefusalTest:
     def converting(self, tmp_path, arrays):
-        return tool.convert(write_reference(tmp_path, arrays), str(tmp_path / "run"))
+        return convert(write_reference(tmp_path, arrays), str(tmp_path / "run"))
 
     def test_missing_variables_are_listed(self, tmp_path):
         arrays = arrays_of(PREFIX)
@@ -178,9 +178,13 @@ class RefusalTest:
         with pytest.raises(UserError, match="no variable model/g_snh0/Matrix"):
             self.converting(tmp_path, {"weights": np.zeros(3, np.float32)})
         with pytest.raises(UserError, match="no TensorFlow checkpoint"):
-            tool.convert(str(tmp_path / "none"), str(tmp_path / "run"))
+            convert(str(tmp_path / "none"), str(tmp_path / "run"))
+
+    def test_settings_that_the_checkpoint_tells_are_refused(self, tmp_path):
+        with pytest.raises(UserError, match="--gf_dim, --image_size is read off the checkpoint: leave it out"):
+            convert(PREFIX, str(tmp_path / "run"), gf_dim=2, image_size=128)
 
     def test_existing_run_is_not_touched(self, tmp_path):
-        tool.convert(PREFIX, str(tmp_path))
+        convert(PREFIX, str(tmp_path))
         with pytest.raises(UserError, match="already holds a run"):
-            tool.convert(PREFIX, str(tmp_path))
+            convert(PREFIX, str(tmp_path))

@@ -81,23 +81,25 @@ def trained_config(values: flags.FlagValues = FLAGS) -> config_lib.Config:
     return config_lib.reconcile(config_lib.load(values.model_dir), given_settings(values))
 
 
-def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None) -> None:
+def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None, settings: bool = True) -> None:
     """Runs a command: the body of every console script.
 
     Args:
       main: does the work; a `UserError` it raises is printed and exits with code 1.
       define_flags: defines the flags that only this command has.
+      settings: whether it takes those of `Config` as well.
     """
     own_flags: list[str] = []
     if define_flags:
         before = set(FLAGS)
         define_flags()
         own_flags = sorted(set(FLAGS) - before)
-    define_config_flags()
+    if settings:
+        define_config_flags()
 
     def parse(argv: list[str]) -> list[str]:
         if any(argument in ("--help", "-help", "-h", "--helpshort") for argument in argv[1:]):
-            print(help_text(main.__doc__ or "", own_flags))
+            print(help_text(main.__doc__ or "", own_flags, settings))
             sys.exit(0)
         try:
             rest = FLAGS([argv[0], *config_lib.expand_flagfiles(argv[1:])])
@@ -119,11 +121,11 @@ def run(main: Callable[[], None], define_flags: Callable[[], None] | None = None
     app.run(guarded, flags_parser=parse)
 
 
-def help_text(purpose: str, own_flags: list[str]) -> str:
+def help_text(purpose: str, own_flags: list[str], settings: bool = True) -> str:
     """Returns the text of `--help`: the command's own flags, then the settings by group."""
     lines = [inspect.cleandoc(purpose), ""]
     groups = {"This command": own_flags} if own_flags else {}
-    for name in config_lib.GROUPS:
+    for name in config_lib.GROUPS if settings else ():
         groups[name] = [f.name for f in dataclasses.fields(config_lib.Config) if f.metadata["group"] == name]
     for group, names in groups.items():
         lines += [f"{group}:"]

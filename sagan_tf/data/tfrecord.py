@@ -26,7 +26,7 @@ class TFRecordSource:
     Raw records hold `image_raw` (image_size * image_size * 3 bytes) and `label`; encoded ones
     `image/encoded` (a PNG or JPEG file, cropped and resized here) and `image/class/label`. Labels are
     used as they are: 0 to num_classes - 1. A `manifest.json` and a `classes.txt` beside the files, as
-    `tools/make_tfrecords.py` writes them, are checked and used.
+    `sagan-records` writes them, are checked and used.
 
     Args:
       pattern: glob pattern of the files, local or of any file system that TensorFlow knows.
@@ -85,7 +85,7 @@ class TFRecordSource:
                 return kind
         raise UserError(
             f"The records of {pattern} hold {', '.join(sorted(features)) or 'nothing'}; wanted are {RAW[0]} and {RAW[1]}, "
-            f"or {ENCODED[0]} and {ENCODED[1]}: make them with tools/make_tfrecords.py."
+            f"or {ENCODED[0]} and {ENCODED[1]}: make them with sagan-records."
         )
 
     def _wrong_size(self, raw: bytes) -> str:
@@ -148,7 +148,7 @@ def _read_text(path: str) -> str | None:
 
 
 def _check_manifest(directory: str, counts: dict[str, int]) -> None:
-    """Compares the files of a directory with what `tools/make_tfrecords.py` says it wrote, if it did."""
+    """Compares the files of a directory with what `sagan-records` says it wrote, if it did."""
     path = os.path.join(directory, MANIFEST_FILE)
     text = _read_text(path)
     if text is None:
@@ -159,7 +159,7 @@ def _check_manifest(directory: str, counts: dict[str, int]) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error!r}): make the records again, or remove it.") from error
     if not complete:
-        raise UserError(f"{path} says that the records are not all made yet: run tools/make_tfrecords.py to its end.")
+        raise UserError(f"{path} says that the records are not all made yet: run sagan-records to its end.")
     for file, count in counts.items():
         expected = shards.get(os.path.basename(file))
         if expected is None:
@@ -171,7 +171,7 @@ def _check_manifest(directory: str, counts: dict[str, int]) -> None:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
             f"{MANIFEST_FILE} of {directory or '.'} lists files that are missing: {', '.join(missing[:5])}{more}; copy them too, "
-            "or run tools/make_tfrecords.py again."
+            "or run sagan-records again."
         )
 
 

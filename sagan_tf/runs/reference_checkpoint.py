@@ -1,20 +1,30 @@
 """Reads TF1 checkpoints of the reference (`brain-research/self-attention-gan`).
 
-`read` turns one into a configuration and a state under this package's names; the tool
-`tools/convert_reference_checkpoint.py` makes an ordinary `model_dir` of it.
+`read` turns one into a configuration and a state under this package's names; `convert` makes a run of it.
 """
 
 import math
+import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from sagan_tf import config as config_lib
+from sagan_tf import files
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
+from sagan_tf.runs.checkpoints import mismatches
+from sagan_tf.runs.run import Run
 from sagan_tf.tables import DISCRIMINATOR, GENERATOR
+from sagan_tf.training import Trainer
 
+__all__ = ["INFERRED", "convert", "infer_config", "our_name", "read", "to_state"]
+
+# The settings that a checkpoint tells.
+INFERRED = ("image_size", "z_dim", "gf_dim", "df_dim", "num_classes", "attention_resolution")
 IMAGE_SIZE = 128  # The reference has no other.
 
 # The reference's scope (a regular expression) and this package's layer, one row each.
@@ -57,82 +67,42 @@ _SLOTS = {"Adam": "momentum", "Adam_1": "velocity"}
 _COUNTERS = ("global_step", "beta1_power", "beta1_power_1", "beta2_power", "beta2_power_1", "d_step", "g_step")
 
 
-def our_name(name: str) -> str | None:
-    """Returns the checkpoint name here of a reference variable or Adam slot; None if it is unknown."""
-    match = re.fullmatch(r"model/(.+?)/([^/]+)(?:/(Adam|Adam_1))?", name)
-    if not match:
-        return None
-    scope, variable, slot = match.groups()
-    for pattern, layer in _SCOPES:
-        if re.fullmatch(pattern, scope) and variable in _VARIABLES:
-            path = f"{re.sub(pattern, layer, scope)}/{_VARIABLES[variable]}"
-            if slot:  # Keras names a slot after the path of its variable.
-                network, _, inner = path.partition("/")
-                return f"{network}_adam/{inner.replace('/', '_')}_{_SLOTS[slot]}"
-            return path
-    return None
-
-
-def to_state(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Renames the reference's arrays to ours; moving averages `[1, 1, 1, C]` become `[C]`.
-
-    Raises:
-      UserError: listing the names that the reference does not have.
-    """
-    unknown = [name for name in arrays if our_name(name) is None]
-    if unknown:
-        raise UserError(f"These variables are not of the reference: {', '.join(sorted(unknown))}.")
-    return {our_name(name): value.reshape(-1) if value.ndim == 4 and value.shape[:3] == (1, 1, 1) and
-            name.endswith(("/mean", "/var")) else value for name, value in arrays.items()}  # fmt: skip
-
-
-def infer_config(shapes: Mapping[str, list[int]], **settings) -> Config:
-    """Returns the configuration that variables of these shapes belong to.
+def convert(prefix: str, model_dir: str, **settings: Any) -> Config:
+    """Makes a run of a checkpoint.
 
     Args:
-      shapes: shapes by the reference's names.
-      **settings: what a checkpoint cannot tell (loss, learning rates, batch size, ...).
+      prefix: of the reference's checkpoint.
+      model_dir: directory to make; it must not hold a run already.
+      **settings: what the checkpoint cannot tell.
+
+    Returns:
+      The settings of the run, without `model_dir`.
 
     Raises:
-      UserError: naming a variable without which the sizes are unknown, or that fits none.
+      UserError: if variables are missing, extra or misshapen (listed), a setting is read off the checkpoint,
+        or `model_dir` is taken.
     """
-
-    def shape(name: str) -> list[int]:
-        if name not in shapes:
-            raise UserError(f"The checkpoint has no variable {name}: it is not one of the reference's, or not whole.")
-        return list(shapes[name])
-
-    z_dim, dense_units = shape("model/g_snh0/Matrix")
-    start, width = GENERATOR[IMAGE_SIZE][0]
-    gf_dim = dense_units // (start * start * width)
-    df_dim = shape("model/d_optimized_block1/sn_conv1/w")[-1]
-    positions = {0}
-    for name, table, base in (
-        ("model/g_non_local/sn_conv_theta/w", GENERATOR[IMAGE_SIZE][1:], gf_dim),
-        ("model/d_non_local/sn_conv_theta/w", DISCRIMINATOR[IMAGE_SIZE][:-1], df_dim),
-    ):
-        if name in shapes:
-            found = {resolution for resolution, multiple in table if multiple * base == shape(name)[2]}
-            positions = found if positions == {0} else positions & found
-    if len(positions) != 1:
-        raise UserError("The attention layers' channels fit no position that generator and discriminator share.")
-    return Config(
-        image_size=IMAGE_SIZE,
-        z_dim=z_dim,
-        gf_dim=gf_dim,
-        df_dim=df_dim,
-        num_classes=shape("model/d_embedding/embedding_map")[0],
-        attention_resolution=positions.pop(),
-        **settings,
-    )
+    if inferred := [f"--{name}" for name in settings if name in INFERRED]:
+        raise UserError(f"{', '.join(inferred)} is read off the checkpoint: leave it out.")
+    if os.path.exists(os.path.join(model_dir, config_lib.CONFIG_FILE)):
+        raise UserError(f"--model_dir={model_dir} already holds a run: choose another.")
+    config, values = read(prefix, **settings)
+    state = Trainer(config).state()
+    problems = mismatches({name: list(np.shape(value)) for name, value in values.items()}, state)
+    if problems:
+        raise UserError(f"{prefix} cannot be converted: {'; '.join(problems)}.")
+    for name, variable in state.items():
+        variable.assign(values[name])
+    with files.writing("model_dir", model_dir):
+        os.makedirs(model_dir, exist_ok=True)
+    checkpoints = Run(model_dir, config).checkpoints
+    checkpoints.save(int(values["step"]), state)
+    checkpoints.wait()
+    Run.create(config.replace(model_dir=model_dir))  # Last: it makes the directory a run.
+    return config
 
 
-def _updates(power: float, beta: float) -> int:
-    """Returns how many updates Adam has made, from its `beta_power = beta^(updates + 1)`."""
-    return round(math.log(power) / math.log(beta)) - 1 if power > 0 else 0
-
-
-def read(prefix: str, **settings) -> tuple[Config, dict[str, np.ndarray]]:
+def read(prefix: str, **settings: Any) -> tuple[Config, dict[str, np.ndarray]]:
     """Reads a checkpoint of the reference.
 
     Args:
@@ -175,3 +145,78 @@ def read(prefix: str, **settings) -> tuple[Config, dict[str, np.ndarray]]:
         state[f"{network}_adam/iteration"] = np.int64(count)
         state[f"{network}_adam/learning_rate"] = np.float32(rate)
     return config, state
+
+
+def infer_config(shapes: Mapping[str, list[int]], **settings: Any) -> Config:
+    """Returns the configuration that variables of these shapes belong to.
+
+    Args:
+      shapes: shapes by the reference's names.
+      **settings: what a checkpoint cannot tell (loss, learning rates, batch size, ...).
+
+    Raises:
+      UserError: naming a variable without which the sizes are unknown, or that fits none.
+    """
+
+    def shape(name: str) -> list[int]:
+        if name not in shapes:
+            raise UserError(f"The checkpoint has no variable {name}: it is not one of the reference's, or not whole.")
+        return list(shapes[name])
+
+    z_dim, dense_units = shape("model/g_snh0/Matrix")
+    start, width = GENERATOR[IMAGE_SIZE][0]
+    gf_dim = dense_units // (start * start * width)
+    df_dim = shape("model/d_optimized_block1/sn_conv1/w")[-1]
+    positions = {0}
+    for name, table, base in (
+        ("model/g_non_local/sn_conv_theta/w", GENERATOR[IMAGE_SIZE][1:], gf_dim),
+        ("model/d_non_local/sn_conv_theta/w", DISCRIMINATOR[IMAGE_SIZE][:-1], df_dim),
+    ):
+        if name in shapes:
+            found = {resolution for resolution, multiple in table if multiple * base == shape(name)[2]}
+            positions = found if positions == {0} else positions & found
+    if len(positions) != 1:
+        raise UserError("The attention layers' channels fit no position that generator and discriminator share.")
+    return Config(
+        image_size=IMAGE_SIZE,
+        z_dim=z_dim,
+        gf_dim=gf_dim,
+        df_dim=df_dim,
+        num_classes=shape("model/d_embedding/embedding_map")[0],
+        attention_resolution=positions.pop(),
+        **settings,
+    )
+
+
+def to_state(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Renames the reference's arrays to ours; moving averages `[1, 1, 1, C]` become `[C]`.
+
+    Raises:
+      UserError: listing the names that the reference does not have.
+    """
+    unknown = [name for name in arrays if our_name(name) is None]
+    if unknown:
+        raise UserError(f"These variables are not of the reference: {', '.join(sorted(unknown))}.")
+    return {our_name(name): value.reshape(-1) if value.ndim == 4 and value.shape[:3] == (1, 1, 1) and
+            name.endswith(("/mean", "/var")) else value for name, value in arrays.items()}  # fmt: skip
+
+
+def our_name(name: str) -> str | None:
+    """Returns the checkpoint name here of a reference variable or Adam slot; None if it is unknown."""
+    match = re.fullmatch(r"model/(.+?)/([^/]+)(?:/(Adam|Adam_1))?", name)
+    if not match:
+        return None
+    scope, variable, slot = match.groups()
+    for pattern, layer in _SCOPES:
+        if re.fullmatch(pattern, scope) and variable in _VARIABLES:
+            path = f"{re.sub(pattern, layer, scope)}/{_VARIABLES[variable]}"
+            if slot:  # Keras names a slot after the path of its variable.
+                network, _, inner = path.partition("/")
+                return f"{network}_adam/{inner.replace('/', '_')}_{_SLOTS[slot]}"
+            return path
+    return None
+
+
+def _updates(power: float, beta: float) -> int:
+    """Returns how many updates Adam has made, from its `beta_power = beta^(updates + 1)`."""
+    return round(math.log(power) / math.log(beta)) - 1 if power > 0 else 0
