@@ -31,6 +31,8 @@ setup(
         "tensorflow>=2.18",
         "keras>=3.9",
         "numpy",
+        "scipy>=1.11",
+        "pandas>=2.0",
         "absl-py",
         "pillow>=10.4",
         "tqdm",
@@ -47,7 +49,7 @@ setup(
         "importlib_resources",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "scipy", "selenium", "matplotlib", "ruff", "tf2onnx", "onnxruntime", "ai-edge-litert"],
+        "test": ["pytest", "pytest-xdist", "selenium", "matplotlib", "ruff", "tf2onnx", "onnxruntime", "ai-edge-litert"],
         "jax": ["jax"],
         "report": ["matplotlib"],
         "onnx": ["tf2onnx"],

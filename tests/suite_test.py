@@ -134,7 +134,10 @@ class RefusalTest:
         with pytest.raises(UserError, match=r"none\.cfg cannot be read"):
             suite_lib.load_suite(str(ROOT / "flags" / "study"), str(tmp_path / "none.cfg"))
 
-    @pytest.mark.parametrize("line", ["--beta1=x", "--z_dim=1.5", "--jit_compile=maybe", "--z_dim", "--nodataset", "--undefined=1"])
+    @pytest.mark.parametrize(
+        "line",
+        ["--beta1=x", "--z_dim=1.5", "--jit_compile=maybe", "--z_dim", "--dataset", "dataset", "--nodataset", "--undefined=1"],
+    )
     def test_settings_that_are_none(self, tmp_path, line):
         with pytest.raises(UserError, match="a.cfg cannot be read as a flagfile: .*" + line.partition("=")[0]):
             suite_lib.load_suite(write_suite(tmp_path / "suite", a=[line]))

@@ -18,7 +18,7 @@ With --backend=jax the same networks take the same two updates under JAX, and Te
 """
 
 import functools
-import json
+import io
 import os
 import subprocess
 import sys
@@ -35,7 +35,7 @@ import keras
 import numpy as np
 from absl import app, flags
 
-from sagan_tf import losses, networks, resampling, tables
+from sagan_tf import files, losses, networks, resampling, tables
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 
@@ -347,14 +347,10 @@ def measure_resampling() -> dict[str, dict[str, float]]:
             kernel = tf.cast(tf.random.stateless_normal([3, 3, width, filters], [1, 0]), dtype)
             calls |= {(dtype, mode): call(convolve, images, kernel, mode) for mode in ("never", "always")}
         times = {name: np.median(values) for name, values in interleaved(calls, FLAGS.rounds).items()}
-        results[f"{direction} {low}x{low}, {width} to {filters}"] = {
-            f"{dtype}_{name}": value
-            for dtype in ("float32", "bfloat16")
-            for name, value in (
-                ("plain_seconds", times[dtype, "never"]),
-                ("fused_speedup", times[dtype, "never"] / times[dtype, "always"]),
-            )
-        }
+        found = results[f"{direction} {low}x{low}, {width} to {filters}"] = {}
+        for dtype in ("float32", "bfloat16"):
+            found[f"{dtype}_plain_seconds"] = times[dtype, "never"]
+            found[f"{dtype}_fused_speedup"] = times[dtype, "never"] / times[dtype, "always"]
     return results
 
 
@@ -384,10 +380,8 @@ def measure_input() -> dict[str, dict[str, float]]:
     def jpeg() -> bytes:
         # Smooth, as photographs are; noise would be slower to decode than any of them.
         image = Image.fromarray(rng.integers(0, 256, (25, 20, 3), np.uint8)).resize((500, 400), Image.Resampling.BICUBIC)
-        with tempfile.TemporaryFile() as file:
-            image.save(file, format="JPEG", quality=90)
-            file.seek(0)
-            return file.read()
+        image.save(file := io.BytesIO(), format="JPEG", quality=90)
+        return file.getvalue()
 
     def write(directory: str, records: Iterable[bytes], shards: int = 4) -> str:
         records = list(records)
@@ -499,9 +493,7 @@ def main(_) -> None:
             print(f"{name:22}" + "  ".join(f"{key} {value:.4g}" for key, value in values.items()), flush=True)
         results |= found
         if FLAGS.json:
-            with open(FLAGS.json, "w", encoding="utf-8") as file:
-                json.dump(results, file, indent=2)
-                file.write("\n")
+            files.write_json(FLAGS.json, results, indent=2)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,7 @@ _SCORES = ("agreement", "fid", "inception_score", "intra_fid")
 
 
 def write_plot(results: str) -> bool:
-    """Draws `plot.png`: the curves of every run and their mean by arm, and the scores of every run.
-
-    Args:
-      results: directory of the records, as in `write_table`.
+    """Draws `plot.png` beside the records: the curves of every run and their mean by arm, and the scores of every run.
 
     Returns:
       Whether it was drawn: Matplotlib is an extra.

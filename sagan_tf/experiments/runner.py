@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -24,11 +25,11 @@ from sagan_tf import files
 from sagan_tf.commands.train import EXIT_INTERRUPTED
 from sagan_tf.errors import UserError
 from sagan_tf.experiments.suite import Job, Suite
-from sagan_tf.experiments.table import RunRecord, read_notes, read_record, write_table
+from sagan_tf.experiments.table import RunRecord, read, write_table
 from sagan_tf.metrics.record import Record
 from sagan_tf.runs.run import Run
 
-__all__ = ["Commands", "Stopped", "locked", "record_of", "run_suite"]
+__all__ = ["Commands", "Stopped", "locked", "run_suite"]
 
 # Curves of a run that are kept in its record, by the tag they have in TensorBoard.
 _CURVES = {
@@ -77,15 +78,7 @@ def run_suite(suite: Suite, jobs: list[Job], output: str, results: str) -> None:
 
 
 def _work(job: Job, suite: Suite, output: str, results: str, commands: "Commands") -> bool:
-    """Makes one run as far as it is not made yet, and writes its record and its last grid of samples.
-
-    Returns:
-      Whether there was anything to do.
-
-    Raises:
-      UserError: if a command fails, or a record of the same name is of other settings.
-      Stopped: if it was interrupted.
-    """
+    """Makes what is missing of a run, its record and its last grid of samples; returns whether anything was."""
     cache = job.config.stats_cache or os.path.join(output, "statistics")
     run = Run(directory := os.path.join(output, job.name), job.config.replace(model_dir=directory, stats_cache=cache))
     record, notes = (os.path.join(where, name) for where, name in ((results, f"{job.name}.json"), (directory, "reproduce.json")))
@@ -93,12 +86,17 @@ def _work(job: Job, suite: Suite, output: str, results: str, commands: "Commands
         if os.path.exists(record):
             _check_alike(job, record)
             return False
-        started = os.path.exists(notes)
-        progress: dict[str, Any] = read_notes(notes) if started else {"seconds": {"train": 0.0, "evaluate": 0.0}, "commits": []}
+        progress: dict[str, Any] = {"seconds": {"train": 0.0, "evaluate": 0.0}, "commits": []}
+        if os.path.exists(notes):
+            progress = read(notes, progress.keys())
         if (now := _commit()) not in progress["commits"]:
             progress["commits"].append(now)
 
-        def execute(command: str, *arguments: str) -> str:
+        given, diverged = dataclasses.asdict(run.config), ""
+        if os.path.exists(os.path.join(directory, config_lib.CONFIG_FILE)):
+            config_lib.reconcile(config_lib.load(directory), given)  # Refuses what was trained with other settings.
+
+        def execute(command: str, **more: int) -> str:
             """Returns why the training diverged; empty if it did not."""
 
             def tick(seconds: float) -> None:
@@ -106,30 +104,25 @@ def _work(job: Job, suite: Suite, output: str, results: str, commands: "Commands
                 files.write_json(notes, progress)
 
             logging.info("%s: sagan-%s", job.name, command)
-            log = os.path.join(directory, "log.txt")
-            code, error = commands.run(command, [*settings, *arguments], log, lock, tick)
+            arguments, log = [f"--{name}={value}" for name, value in {**given, **more}.items()], os.path.join(directory, "log.txt")
+            code, error = commands.run(command, arguments, log, lock, tick)
             if code and not (command == "train" and "is not finite" in error):
                 raise UserError(f"{job.name}: sagan-{command} ended with code {code}: {error or 'no reason given'} (see {log})")
             return error if code else ""
 
-        given = dataclasses.asdict(run.config)
-        if os.path.exists(os.path.join(directory, config_lib.CONFIG_FILE)):
-            config_lib.reconcile(config_lib.load(directory), given)  # Refuses what was trained with other settings.
-        settings, diverged = [f"--{name}={value}" for name, value in given.items()], ""
         if run.steps[-1:] != [job.config.train_steps]:
             diverged = execute("train")
         if not diverged and not _measured(job, run):
-            evaluation = (f"--{name}={value}" for name, value in job.evaluation().items())
-            execute("evaluate", f"--checkpoint_step={job.config.train_steps}", *evaluation)
+            execute("evaluate", checkpoint_step=job.config.train_steps, **job.evaluation())
         if grid := run.last_grid():
             files.write(os.path.join(results, f"{job.name}.png"), pathlib.Path(grid[1]).read_bytes())
-        files.write_json(record, record_of(job, suite, run, progress, diverged), indent=1)
+        files.write_json(record, _record_of(job, suite, run, progress, diverged), indent=1)
     return True
 
 
 def _check_alike(job: Job, path: str) -> None:
     """Refuses the record of another experiment under the same name."""
-    before, wanted = read_record(path)["settings"], json.loads(json.dumps(job.settings()))
+    before, wanted = read(path)["settings"], json.loads(json.dumps(job.settings()))
     for name in sorted({**before, **wanted}):
         if before.get(name) != wanted.get(name):
             was, asked = (settings.get(name, "default") for settings in (before, wanted))
@@ -139,29 +132,15 @@ def _check_alike(job: Job, path: str) -> None:
 def _measured(job: Job, run: Run) -> Record | None:
     """Returns the evaluation of the last step as this job wants it; None if there is none."""
     wanted = {"num_samples": job.config.num_samples, "intra_fid_samples": job.arm.intra_fid_samples}
-    fitting = (
-        record
-        for record in reversed(run.records)
-        if record.step == job.config.train_steps
-        and record.protocol["real_images"] <= job.arm.real_images
-        and all(record.protocol.get(name) == value for name, value in wanted.items())
-    )
-    return next(fitting, None)
+    for record in reversed(run.records):
+        alike = all(record.protocol.get(name) == value for name, value in wanted.items())
+        if alike and record.step == job.config.train_steps and record.protocol["real_images"] <= job.arm.real_images:
+            return record
+    return None
 
 
-def record_of(job: Job, suite: Suite, run: Run, progress: dict[str, Any], diverged: str = "") -> RunRecord:
-    """Returns the record of a finished run: all that the table and the plot are made of.
-
-    Args:
-      job: that is done.
-      suite: that it is part of.
-      run: what came of it.
-      progress: `{"seconds": {command: number}, "commits": [...]}`.
-      diverged: what the training said if it ended because a value was not finite.
-
-    Raises:
-      UserError: if it was neither evaluated nor diverged.
-    """
+def _record_of(job: Job, suite: Suite, run: Run, progress: dict[str, Any], diverged: str) -> RunRecord:
+    """Returns the record of a finished run: all that the table and the plot are made of."""
     measured = None if diverged else _measured(job, run)
     if not diverged and not measured:
         raise UserError(f"{run.directory} holds no evaluation of step {job.config.train_steps}: see its log.txt.")
@@ -273,15 +252,13 @@ def locked(directory: str, commands: Commands) -> Iterator[int]:
     """
     os.makedirs(directory, exist_ok=True)
     with open(os.path.join(directory, "lock"), "w", encoding="utf-8") as file:
-        waiting = False
-        while True:
+        for waited in itertools.count():
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not waiting:
+                if not waited:
                     logging.info("%s is in the hands of another process: waiting for it.", directory)
-                waiting = True
                 commands.check()
                 time.sleep(1)
         yield file.fileno()
@@ -290,9 +267,8 @@ def locked(directory: str, commands: Commands) -> Iterator[int]:
 def _commit() -> str:
     """Returns the commit that the package is of, with a note if files were changed since; "unknown" outside git."""
     git = ["git", "--no-optional-locks", "-C", _PACKAGE_DIR]
+    describe = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty= with changes"]
     try:
-        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
+        return subprocess.run([*git, *describe], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return f"{found} with changes" if changed else found

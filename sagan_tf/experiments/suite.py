@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from sagan_tf.config import Config, expand_flagfile
@@ -175,34 +174,20 @@ def read_settings(path: str) -> dict[str, Any]:
     Raises:
       UserError: if it is missing, or names something that is no setting.
     """
-    words = expand_flagfile(path)
-    try:
-        return _parse(words)
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read as a flagfile: {error}") from error
-
-
-def _parse(words: Iterable[str]) -> dict[str, Any]:
-    """Returns the settings of `--name=value`, `--name` and `--noname`, as absl reads them; a later one counts."""
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Config)} | EVALUATION
-    settings: dict[str, Any] = {}
-    words = list(words)
-    undefok = {name for word in words if word.startswith("--undefok=") for name in word.partition("=")[2].split(",")}
+    words, settings = expand_flagfile(path), {}
+    passed_over = {name for word in words if word.startswith("--undefok=") for name in word.partition("=")[2].split(",")}
     for word in words:
         name, equals, text = word.lstrip("-").partition("=")
-        if not word.startswith("-"):
-            raise ValueError(f"{word!r} is not a flag.")
         if not equals and isinstance(defaults.get(name.removeprefix("no")), bool):
-            name, text = name.removeprefix("no"), str(not name.startswith("no"))
-        elif name not in defaults and (name == "undefok" or name in undefok):
+            name, equals, text = name.removeprefix("no"), "=", str(not name.startswith("no"))
+        elif name not in defaults and name in {"undefok", *passed_over}:
             continue
-        elif name not in defaults or not equals:
-            raise ValueError(f"{word!r} is no setting and its value.")
-        kind = type(defaults[name])
+        kind: Any = type(defaults.get(name) if equals and word.startswith("-") else None)
         try:
             settings[name] = _TRUTH[text.lower()] if kind is bool else kind(text)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"--{name}={text} is no {kind.__name__}.") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} cannot be read as a flagfile: {word!r} is not a flag and its value.") from error
     return settings
 
 

@@ -1,10 +1,11 @@
 """The records of a suite's runs, and the table that is made from them alone."""
 
 import glob
+import itertools
 import os
 import warnings
-from collections.abc import Iterable
-from typing import Any, NamedTuple, TypedDict, cast
+from collections.abc import Iterable, Set
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -14,77 +15,43 @@ from sagan_tf import files
 from sagan_tf.errors import UserError
 from sagan_tf.experiments.suite import CONTROL, natural
 
-__all__ = [
-    "COLUMNS",
-    "Column",
-    "RunRecord",
-    "comma_separated",
-    "difference",
-    "markdown",
-    "read_notes",
-    "read_record",
-    "read_records",
-    "values",
-    "write_table",
-]
+__all__ = ["COLUMNS", "RunRecord", "comma_separated", "difference", "markdown", "read", "read_records", "values", "write_table"]
 
 # What the paper compares an arm with: the steps of stabilisation with the baseline, a block with none.
 _CONTROLS = {"sn_gd": "baseline", "sn_gd_ttur": "baseline", "baseline": ""}
 
 
 class RunRecord(TypedDict):
-    """What a run came to: the content of RESULTS/ARM-seedN.json.
-
-    Attributes:
-      arm: the first that the run serves; `also`: the others.
-      seed: of the run.
-      suite: its name; `scale` and `left_out`: as in `Suite`.
-      settings: those that differ from the defaults.
-      versions: by package; `commits`: all that it was made with; `machine`: in words.
-      seconds: of `train` and `evaluate`.
-      diverged: what the training said if it ended because a value was not finite.
-      metrics: by name, under `protocol`; both empty if it diverged.
-      final: last value of each of the `curves`, `{"steps", "values"}` by name.
-      agreement_first_above_half: step at which the agreement first was above 0.5; None: never.
-    """
+    """What a run came to: the content of RESULTS/ARM-seedN.json."""
 
     arm: str
-    also: list[str]
+    also: list[str]  # The other arms that the run serves.
     seed: int
     suite: str
     scale: dict[str, Any]
     left_out: dict[str, str]
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # Those that differ from the defaults.
     versions: dict[str, str]
     commits: list[str]
     machine: str
-    seconds: dict[str, float]
-    diverged: str
+    seconds: dict[str, float]  # By command: train, evaluate.
+    diverged: str  # What the training said if it ended because a value was not finite.
     metrics: dict[str, float]
     protocol: dict[str, Any]
-    final: dict[str, float]
-    agreement_first_above_half: int | None
-    curves: dict[str, dict[str, list]]
+    final: dict[str, float]  # The last values of the curves.
+    agreement_first_above_half: int | None  # Step; None: it never was.
+    curves: dict[str, dict[str, list]]  # "steps" and "values" by name.
 
 
 class Column(NamedTuple):
-    """A column of the table.
-
-    Attributes:
-      name: of the value.
-      heading: above it.
-      style: format of its numbers.
-      compared: with the control; not where not every run has a value, or it is no outcome.
-      signed: gamma is not: the convolution before it can turn its own sign.
-      by_median: summarised by its median, since one run on a machine that was shared or asleep spoils a mean.
-    """
+    """A column of the table."""
 
     name: str
     heading: str
     style: str
-    compared: bool = True
-    signed: bool = True
-    by_median: bool = False
+    compared: bool = True  # With the control; not where not every run has a value, or it is no outcome.
+    signed: bool = True  # Gamma is not: the convolution before it can turn its own sign.
+    by_median: bool = False  # Of minutes: one run on a machine that was shared or asleep spoils a mean.
 
 
 COLUMNS = (
@@ -124,34 +91,25 @@ def read_records(results: str) -> list[RunRecord]:
     paths = glob.glob(os.path.join(glob.escape(results), "*-seed*.json"))
     if not paths:
         raise UserError(f"--results={results} holds no records (ARM-seedN.json): run a suite first.")
-    records = sorted(map(read_record, paths), key=lambda record: (natural(record["arm"]), record["seed"]))
+    records = sorted(map(read, paths), key=lambda record: (natural(record["arm"]), record["seed"]))
     if any((record["suite"], record["scale"]) != (records[0]["suite"], records[0]["scale"]) for record in records):
         raise UserError(f"--results={results} holds records of different suites or scales: keep them in different directories.")
     return records
 
 
-def read_record(path: str) -> RunRecord:
-    """Reads a record.
+def read(path: str, keys: Set[str] = RunRecord.__required_keys__) -> Any:
+    """Reads a record, which has these keys.
 
     Raises:
       UserError: if it cannot be read, or is none.
     """
-    record = read_notes(path)
-    if isinstance(record, dict) and RunRecord.__required_keys__ <= record.keys():
-        return cast(RunRecord, record)
-    raise UserError(f"{path} is not the record of a run: move it elsewhere.")
-
-
-def read_notes(path: str) -> Any:
-    """Reads a JSON file that a suite has written.
-
-    Raises:
-      UserError: if it cannot be read.
-    """
     try:
-        return files.read_json(path)
+        record = files.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove it, and run again.") from error
+    if not isinstance(record, dict) or keys - record.keys():
+        raise UserError(f"{path} is not the record of a run: move it elsewhere.")
+    return record
 
 
 def markdown(records: list[RunRecord]) -> str:
@@ -182,7 +140,7 @@ def markdown(records: list[RunRecord]) -> str:
     for record in records:
         found = values(record)
         cells = [f"{found[column.name]:{column.style}}" if column.name in found else "" for column in columns]
-        cells = ["never" if cell == "nan" else cell for cell in cells]
+        cells = ["never" if cell == "inf" else cell for cell in cells]
         rows.append([" = ".join([record["arm"], *record["also"]]), str(record["seed"]), *cells])
     lines += ["", "Every run:", "", *_rows(["arm", "seed", *headings], rows)]
     notes = [f"- {record['arm']}, seed {record['seed']}: {record['diverged']}" for record in records if record["diverged"]]
@@ -197,13 +155,13 @@ def comma_separated(records: list[RunRecord]) -> str:
 
 
 def values(record: RunRecord) -> dict[str, float]:
-    """Returns the numbers of a run that the table has columns for; `first_above_half` is NaN if it never was."""
+    """Returns the numbers of a run that the table has columns for; `first_above_half` is infinite if it never was."""
     found = {"minutes": record["seconds"]["train"] / 60}
     if not record["diverged"]:  # What it had come to before says nothing about where it went.
         found |= record["metrics"] | record["final"]
         if "agreement" in record["curves"]:
             first = record["agreement_first_above_half"]
-            found["first_above_half"] = np.nan if first is None else first
+            found["first_above_half"] = np.inf if first is None else first
     present = [column for column in COLUMNS if column.name in found]
     return {column.name: float(found[column.name] if column.signed else abs(found[column.name])) for column in present}
 
@@ -236,29 +194,25 @@ def _control(name: str, arms: dict[str, list[RunRecord]]) -> str:
 
 
 def _statistics(records: list[RunRecord]) -> pd.DataFrame:
-    """Returns a row for each value of each arm; of numbers that are NaN, only how many there are."""
-    arms, rows = _by_arm(records), []
-
-    def numbers(arm: str, column: Column) -> pd.Series:
-        runs = [record for record in arms.get(arm, []) if column.name in values(record)]
-        found = pd.Series([values(run)[column.name] for run in runs], [run["seed"] for run in runs], dtype=float)
-        return found.where(np.isfinite(found))
-
-    for arm, column in ((arm, column) for arm in arms for column in COLUMNS):
-        every = numbers(arm, column)
+    """Returns a row for each value of each arm; of numbers that are infinite, only how many there are."""
+    arms, rows, names = _by_arm(records), [], [column.name for column in COLUMNS]
+    frames = {arm: pd.DataFrame(map(values, runs), [run["seed"] for run in runs], names, float) for arm, runs in arms.items()}
+    for arm, column in itertools.product(arms, COLUMNS):
+        every = frames[arm][column.name].dropna()
         if every.empty:
             continue
         control = _control(arm, arms) if column.compared else ""
-        delta, low, high = difference(every.dropna(), numbers(control, column).dropna())
-        row = {"arm": arm, "value": column.name, "column": column, "all": len(every), "runs": every.count()}
-        row |= {"mean": every.mean(), "sd": every.std(), "median": every.median()}
-        row |= {"control": control, "difference": delta, "low": low, "high": high, "seeds": " ".join(map(str, every.index))}
-        rows.append(row | {"values": " ".join("never" if np.isnan(each) else f"{each:.6g}" for each in every)})
+        numbers, others = (each[np.isfinite(each)] for each in (every, frames.get(control, frames[arm][:0])[column.name]))
+        delta, low, high = difference(numbers, others)
+        row = {"arm": arm, "value": column.name, "column": column, "all": len(every), "runs": len(numbers)}
+        row |= {"mean": numbers.mean(), "sd": numbers.std(), "median": numbers.median(), "control": control}
+        row |= {"difference": delta, "low": low, "high": high, "seeds": " ".join(map(str, every.index))}
+        rows.append(row | {"values": " ".join("never" if np.isinf(each) else f"{each:.6g}" for each in every)})
     return pd.DataFrame(rows)
 
 
 def _summary(row: Any) -> str:
-    """Returns mean and standard deviation, or the median; of those that are numbers, saying how many, where some are NaN."""
+    """Returns mean and standard deviation, or the median; of those that are numbers, saying how many, where some are infinite."""
     style = row.column.style
     if row.column.by_median:
         return f"{row.median:{style}}"
