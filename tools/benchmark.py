@@ -24,7 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 # Keras takes its backend when it is imported, which is before flags are parsed.
 JAX = any(argument in ("--backend=jax", "-backend=jax") for argument in sys.argv)
@@ -39,6 +40,7 @@ from sagan_tf import files, losses, networks, resampling, tables
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 
+Key = TypeVar("Key")
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("backend", "tensorflow", ["tensorflow", "jax"], "Keras backend of the training step.")
 flags.DEFINE_list("parts", ["step", "resampling", "input", "sample", "metrics", "checkpoint"], "What to measure.")
@@ -53,7 +55,7 @@ flags.DEFINE_integer("df_dim", 64, "Width of the discriminator.")
 flags.DEFINE_integer("attention_resolution", 32, "Where attention stands; 0: none.")
 flags.DEFINE_string("json", "", "File to write the results to.")
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "naive": {"fused_resampling": "never"},
     "one_pass": {"fused_resampling": "never"},
     "float32": {},
@@ -65,7 +67,8 @@ SETTINGS = {
 def variant_config(name: str) -> Config:
     """Returns the configuration of a variant at the sizes that the flags give."""
     names = ("image_size", "batch_size", "num_classes", "gf_dim", "df_dim", "attention_resolution")
-    return Config(**{name: FLAGS[name].value for name in names}, **SETTINGS[name])
+    sizes: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    return Config(**sizes, **SETTINGS[name])
 
 
 def forward_flop(config: Config) -> tuple[float, float]:
@@ -142,11 +145,11 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(calls: Mapping[Key, Callable[[], object]], rounds: int) -> dict[Key, list[float]]:
     """Returns the seconds of each call in each round, after one call of each that is not counted."""
     for call in calls.values():
         call()
-    times = {name: [] for name in calls}
+    times: dict[Key, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             times[name].append(seconds(call))
@@ -253,14 +256,13 @@ def jax_step(name: str) -> tuple[Callable[[], object], int]:
         {network: values(optimizer.variables) for network, optimizer in optimizers.items()},
     )
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    images, labels, _ = random_batch(config)
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    batch = [jnp.asarray(each) for each in random_batch(config)[:2]]
     held = {"state": state, "key": jax.random.key(0)}
 
     def steps():
         for _ in range(FLAGS.steps):
             held["key"], key = jax.random.split(held["key"])
-            held["state"] = step(held["state"], key, images, labels)
+            held["state"] = step(held["state"], key, *batch)
         jax.block_until_ready(held["state"])
 
     return steps, size
@@ -315,7 +317,7 @@ def measure_resampling() -> dict[str, dict[str, float]]:
     """Measures each block's resampling with its 3x3 convolution, plain and as one, forward and backward."""
     import tensorflow as tf
 
-    config, results = variant_config("naive"), {}
+    config, results = variant_config("naive"), dict[str, dict[str, float]]()
     shapes = []  # (direction, low resolution, channels in, channels out)
     (_, multiple), *rows = tables.GENERATOR[config.image_size]
     width = multiple * config.gf_dim
@@ -341,7 +343,7 @@ def measure_resampling() -> dict[str, dict[str, float]]:
     for direction, low, width, filters in shapes:
         convolve = resampling.upsample_conv if direction == "up" else resampling.conv_average_pool
         size = low if direction == "up" else 2 * low
-        calls = {}
+        calls: dict[tuple[str, str], Callable[[], object]] = {}
         for dtype in ("float32", "bfloat16"):
             images = tf.cast(tf.random.stateless_normal([config.batch_size, size, size, width], [0, 0]), dtype)
             kernel = tf.cast(tf.random.stateless_normal([3, 3, width, filters], [1, 0]), dtype)
@@ -369,13 +371,11 @@ def measure_input() -> dict[str, dict[str, float]]:
     rng, size, results = np.random.default_rng(0), FLAGS.image_size, {}
 
     def record(features: dict) -> bytes:
-        def feature(value):
-            if isinstance(value, bytes):
-                return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-            return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-
-        features = {name: feature(value) for name, value in features.items()}
-        return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+        example = tf.train.Example()
+        for name, value in features.items():
+            feature = example.features.feature[name]
+            (feature.bytes_list if isinstance(value, bytes) else feature.int64_list).value.append(value)
+        return example.SerializeToString()
 
     def jpeg() -> bytes:
         # Smooth, as photographs are; noise would be slower to decode than any of them.
@@ -454,12 +454,8 @@ def measure_checkpoint() -> dict[str, dict[str, float]]:
         for step in range(FLAGS.rounds):
             stalls.append(seconds(functools.partial(checkpoints.save, step, trainer.state())))
             writes.append(seconds(checkpoints.wait))
-    result = {
-        "megabytes": state_bytes(trainer) / 2**20,
-        "stall_seconds": float(np.median(stalls)),
-        "largest_stall_seconds": max(stalls),
-    }
-    return {"checkpoint": {**result, "write_seconds": float(np.median(writes))}}
+    result = {"megabytes": state_bytes(trainer) / 2**20, "stall_seconds": float(np.median(stalls))}
+    return {"checkpoint": result | {"largest_stall_seconds": max(stalls), "write_seconds": float(np.median(writes))}}
 
 
 PARTS = {
@@ -475,15 +471,15 @@ PARTS = {
 
 def main(_) -> None:
     """Measures the parts that were asked for, prints them, and writes them to `--json`."""
-    for flag, known in (("parts", PARTS), ("variants", SETTINGS)):
-        for name in FLAGS[flag].value:
+    for flag, asked, known in (("parts", FLAGS.parts, PARTS), ("variants", FLAGS.variants, SETTINGS)):
+        for name in asked:
             if name not in known:
                 sys.exit(f"error: --{flag}: {name!r} is none of {', '.join(known)}.")
     if (FLAGS.backend == "jax") != JAX:
         sys.exit("error: write --backend=jax, in one word and not in a flagfile.")
     if JAX and FLAGS.parts != ["step"]:
         sys.exit("error: --backend=jax measures the step alone: pass --parts=step.")
-    results = {}
+    results: dict[str, dict[str, float]] = {}
     for part in FLAGS.parts:
         try:
             found = PARTS[part]()

@@ -8,6 +8,7 @@ that features that tell agreement from disagreement are learned.
 """
 
 import os
+from typing import Any
 
 import keras
 import numpy as np
@@ -77,7 +78,8 @@ def main() -> None:
         if name == "features":
             layer.bias.assign(layer.bias * factor)
     os.makedirs(os.path.dirname(FLAGS.output), exist_ok=True)
-    np.savez_compressed(FLAGS.output, **{v.path: np.array(v).astype(np.float16) for v in model.variables})
+    weights: dict[str, Any] = {v.path: np.array(v).astype(np.float16) for v in model.variables}
+    np.savez_compressed(FLAGS.output, **weights)
     print(f"loss {float(loss):.4f}; on new images: class {right_class:.3f}, pattern cells {right_bits:.3f}; {FLAGS.output}")
 
 
