@@ -35,6 +35,7 @@ setup(
         "pandas>=2.0",
         "absl-py",
         "pillow>=10.4",
+        "jinja2>=3.1",
         "tqdm",
         "tensorboard",
         "google-crc32c",
