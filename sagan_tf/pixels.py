@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,22 +19,22 @@ _FONT_SIZE, _GAP = 12, 6
 FRAME_MILLISECONDS = 80
 
 
-def quantize(images) -> tf.Tensor:
-    """Turns images in [-1, 1] into uint8 0..255, rounding to the nearest."""
+def quantize(images: Any) -> tf.Tensor:
+    """Turns float images in [-1, 1], of any shape, into uint8 0..255, rounding to the nearest."""
     return tf.saturate_cast(tf.round((images + 1.0) * 127.5), tf.uint8)
 
 
-def to_uint8(images) -> np.ndarray:
+def to_uint8(images: Any) -> np.ndarray:
     """Returns what `quantize` does, as an array."""
     return quantize(images).numpy()
 
 
-def from_uint8(images) -> tf.Tensor:
+def from_uint8(images: Any) -> tf.Tensor:
     """Turns uint8 pixels 0..255 into float32 in [-1, 1], as the reference does its training images."""
     return tf.cast(images, tf.float32) * (2.0 / 255.0) - 1.0
 
 
-def grid(images, columns: int, padding: int = 2) -> np.ndarray:
+def grid(images: Any, columns: int, padding: int = 2) -> np.ndarray:
     """Lays images out row by row on white.
 
     Args:
@@ -44,14 +45,10 @@ def grid(images, columns: int, padding: int = 2) -> np.ndarray:
     Returns:
       uint8 `[rows * (H + padding) + padding, columns * (W + padding) + padding, 3]`.
     """
-    images = to_uint8(images)
-    count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + padding) + padding, columns * (width + padding) + padding, channels), 255, np.uint8)
-    for index, image in enumerate(images):
-        top, left = (padding + (index // columns) * (height + padding), padding + (index % columns) * (width + padding))
-        sheet[top : top + height, left : left + width] = image
-    return sheet
+    tiles = np.pad(to_uint8(images), ((0, -len(images) % columns), (padding, 0), (padding, 0), (0, 0)), constant_values=255)
+    _, height, width, channels = tiles.shape
+    sheet = tiles.reshape(-1, columns, height, width, channels).swapaxes(1, 2).reshape(-1, columns * width, channels)
+    return np.pad(sheet, ((0, padding), (0, padding), (0, 0)), constant_values=255)
 
 
 def enlarge(image: np.ndarray, least: int) -> np.ndarray:
@@ -61,7 +58,7 @@ def enlarge(image: np.ndarray, least: int) -> np.ndarray:
 
 
 def table(
-    images: Sequence[Sequence[np.ndarray]],
+    images: Sequence[Sequence[np.ndarray]] | np.ndarray,
     row_names: Sequence[str],
     column_names: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
@@ -102,10 +99,10 @@ def table(
     return np.asarray(sheet)
 
 
-def png(image: np.ndarray) -> bytes:
-    """Returns a uint8 image `[H, W, 3]` as a PNG file."""
+def png(image: np.ndarray, optimize: bool = False) -> bytes:
+    """Returns a uint8 image `[H, W, 3]` as a PNG file; `optimize` takes longer to make a smaller one."""
     encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, format="PNG")
+    Image.fromarray(image).save(encoded, format="PNG", optimize=optimize)
     return encoded.getvalue()
 
 
@@ -126,8 +123,3 @@ def animation(frames: Sequence[np.ndarray], kind: str) -> bytes:
 def save_png(path: str, image: np.ndarray) -> None:
     """Writes a uint8 image, making the directory if need be; whole or not at all."""
     files.write(path, png(image))
-
-
-def save_animation(path: str, frames: Sequence[np.ndarray]) -> None:
-    """Writes frames as an endless animation, whole or not at all."""
-    files.write(path, animation(frames, "webp" if path.lower().endswith(".webp") else "gif"))

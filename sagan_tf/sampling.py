@@ -11,16 +11,21 @@ import tensorflow as tf
 
 from sagan_tf import pixels
 from sagan_tf.config import Config
+from sagan_tf.errors import UserError
 
 __all__ = [
     "GRID_CLASSES",
     "GRID_COLUMNS",
+    "Choice",
     "Draws",
     "Sampler",
     "draw_z",
     "generate",
     "grid_inputs",
     "in_batches",
+    "inputs",
+    "map_rows",
+    "parse_classes",
     "sampler",
     "stream",
 ]
@@ -44,6 +49,36 @@ class Draws:
     seed: int = 0
     truncation: float = 0.0
     batch_norm: str = "moving"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which samples of a run to show; the names are those of the flags.
+
+    Attributes:
+      classes: numbers as texts; none: the first ten.
+      samples_per_class: images of each class; 0: as many as suit what is shown.
+      sample_seed: of z.
+      truncation: largest absolute value of a component of z; 0: none.
+      checkpoint_step: of the checkpoint to read; None: the newest.
+      use_ema: take the averaged generator; None: if the run has one.
+    """
+
+    classes: Sequence[str] = ()
+    samples_per_class: int = 0
+    sample_seed: int = 0
+    truncation: float = 0.0
+    checkpoint_step: int | None = None
+    use_ema: bool | None = None
+
+    @property
+    def draws(self) -> Draws:
+        """How z is drawn."""
+        return Draws(self.sample_seed, self.truncation)
+
+    def per_class(self, total: int, classes: int) -> int:
+        """Returns how many images of each of so many classes to show: those asked for, or about `total` in all."""
+        return self.samples_per_class or max(total // classes, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +151,24 @@ def in_batches(
         yield tuple(output[: first + count - start] for output in run(tf.constant(start, tf.int64)))
 
 
+def map_rows(
+    function: Callable[..., Sequence[tf.Tensor]], *rows: tf.Tensor, batch_size: int = _BATCH
+) -> Iterator[tuple[tf.Tensor, ...]]:
+    """Runs a function over tensors of N rows each, batch by batch, as `in_batches`.
+
+    Args:
+      function: tensors of B rows each to tensors of B rows.
+      *rows: the tensors.
+      batch_size: rows at a time, B.
+    """
+    count = len(rows[0])
+
+    def of_numbers(numbers: tf.Tensor) -> Sequence[tf.Tensor]:
+        return function(*(tf.gather(each, numbers % count) for each in rows))
+
+    return in_batches(of_numbers, count, min(batch_size, count))
+
+
 def generate(generator: keras.Model, z: Any, labels: Any) -> np.ndarray:
     """Runs a generator over any number of inputs.
 
@@ -128,13 +181,8 @@ def generate(generator: keras.Model, z: Any, labels: Any) -> np.ndarray:
       float32 images `[N, H, W, 3]` in [-1, 1].
     """
     z, labels = tf.convert_to_tensor(z, tf.float32), tf.convert_to_tensor(labels, tf.int32)
-    count = len(z)
-
-    def draw(numbers: tf.Tensor) -> tuple[tf.Tensor]:
-        rows = numbers % count
-        return (generator([tf.gather(z, rows), tf.gather(labels, rows)], training=False),)
-
-    return np.concatenate([images.numpy() for (images,) in in_batches(draw, count, min(_BATCH, count))])
+    batches = map_rows(lambda z, labels: (generator([z, labels], training=False),), z, labels)
+    return np.concatenate([images.numpy() for (images,) in batches])
 
 
 def stream(
@@ -158,6 +206,29 @@ def stream(
 
     for images, labels in in_batches(draw, count, strategy=strategy):
         yield images.numpy(), labels.numpy()
+
+
+def parse_classes(names: Sequence[str], num_classes: int) -> list[int]:
+    """Returns the class numbers that `--classes` means.
+
+    Args:
+      names: numbers as texts; none: the first ten classes.
+      num_classes: that the generator knows; 0: none, which counts as one class.
+
+    Raises:
+      UserError: if one is not a number, or out of range.
+    """
+    known = max(num_classes, 1)
+    for name in names:
+        if not name.strip().isdigit() or int(name) >= known:
+            raise UserError(f"--classes: {name!r} is not a class; they are 0 to {known - 1}.")
+    return [int(name) for name in names] or list(range(min(known, GRID_CLASSES)))
+
+
+def inputs(classes: Sequence[int], per_class: int, z_dim: int, draws: Draws = Draws()) -> tuple[tf.Tensor, np.ndarray]:
+    """Returns z `[N, z_dim]` and labels `[N]` of `per_class` samples of each class, class by class."""
+    labels = np.repeat(classes, per_class)
+    return draw_z(tf.range(len(labels)), z_dim, draws.seed, draws.truncation), labels
 
 
 def grid_inputs(z_dim: int, num_classes: int, seed: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -2,7 +2,8 @@
 
 import functools
 import os
-import types
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -10,15 +11,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sagan_tf import config as config_lib
-from sagan_tf import networks, pixels, sampling
-from sagan_tf.commands import cli, sample
-from sagan_tf.config import CONFIG_FILE, Config
+from sagan_tf import networks, pixels, sampling, walks
+from sagan_tf.config import Config
 from sagan_tf.data import twins
 from sagan_tf.errors import UserError
-from sagan_tf.metrics import classifiers
+from sagan_tf.gallery import bulk, drawing
 from sagan_tf.networks import model_state
-from sagan_tf.runs.checkpoints import Checkpoints
+from sagan_tf.runs.run import Run, load_run
+from sagan_tf.sampling import Draws, sampler, stream
 
 CONFIG = Config(
     image_size=32, gf_dim=2, df_dim=2, z_dim=4, num_classes=3, attention_resolution=16, classifier="embedded", batch_size=4
@@ -36,14 +36,14 @@ def make_networks(config):
     return generator, discriminator
 
 
-def write_run(directory, config, models):
-    os.makedirs(directory, exist_ok=True)
-    with open(os.path.join(directory, CONFIG_FILE), "w", encoding="utf-8") as file:
-        file.write(config.to_json())
-    checkpoints = Checkpoints(str(directory))
-    checkpoints.save(5, model_state("generator", models[0]) | model_state("discriminator", models[1]))
-    checkpoints.wait()
-    return str(directory)
+def make_run(directory, config):
+    """Returns what training leaves, opened; it reads its networks once, since to build them takes most of the time."""
+    made, (generator, discriminator) = Run.create(config.replace(model_dir=str(directory))), make_networks(config)
+    made.checkpoints.save(5, model_state("generator", generator) | model_state("discriminator", discriminator))
+    made.checkpoints.wait()
+    run = load_run(str(directory))
+    run.networks = functools.cache(run.networks)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -53,35 +53,21 @@ def generator():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("runs") / "tiny", CONFIG, make_networks(CONFIG))
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny", CONFIG)
 
 
 @pytest.fixture(scope="module")
 def unconditional(tmp_path_factory):
-    config = CONFIG.replace(num_classes=0)
-    return write_run(tmp_path_factory.mktemp("runs") / "plain", config, make_networks(config))
-
-
-@pytest.fixture(scope="module")
-def restore():
-    """Reads each run once: building the networks is most of a command's time."""
-    return functools.cache(sample.restore)
+    return make_run(tmp_path_factory.mktemp("runs") / "plain", CONFIG.replace(num_classes=0))
 
 
 @pytest.fixture
-def command(monkeypatch, tmp_path, trained, restore):
-    """Runs the command with these flags in a fresh directory."""
+def draw(monkeypatch, tmp_path, trained):
+    """Draws what is asked for in a fresh directory."""
     monkeypatch.chdir(tmp_path)
-    defaults = {"output": "out.png", "classes": [], "samples_per_class": 0, "sample_seed": 0, "truncation": 0.0}
-    defaults |= {"interpolate": None, "steps": 0, "truncation_sweep": [], "neighbours": 0, "num_images": 0}
-    defaults |= {"checkpoint_step": None, "use_ema": None, "model_dir": trained}
 
-    def call(**values):
-        namespace = types.SimpleNamespace(**defaults | values)
-        monkeypatch.setattr(sample, "FLAGS", namespace)
-        monkeypatch.setattr(sample, "restore", restore)
-        monkeypatch.setattr(cli, "trained_config", lambda: config_lib.load(namespace.model_dir))
-        sample.main()
+    def call(run=trained, **values):
+        return drawing.draw(run, drawing.Request(**{"output": "out.png"} | values))
 
     return call
 
@@ -100,35 +86,35 @@ def tiles(path, rows, columns):
 class SlerpTest:
     def test_ends_are_exact(self):
         a, b = np.float32(np.random.default_rng(0).standard_normal((2, 128)))
-        np.testing.assert_array_equal(sample.slerp(a, b, 0.0), a)
-        np.testing.assert_array_equal(sample.slerp(a, b, 1.0), b)
+        np.testing.assert_array_equal(walks.slerp(a, b, 0.0), a)
+        np.testing.assert_array_equal(walks.slerp(a, b, 1.0), b)
 
     def test_moves_at_constant_angle_and_length_on_the_sphere(self):
         a, b = np.random.default_rng(1).standard_normal((2, 16))
         a, b = 3 * a / np.linalg.norm(a), 3 * b / np.linalg.norm(b)
         whole = np.arccos(a @ b / 9)
         for fraction in (0.25, 0.5, 0.8):
-            c = sample.slerp(a, b, fraction)
+            c = walks.slerp(a, b, fraction)
             assert np.linalg.norm(c) == pytest.approx(3, rel=1e-6)
             assert np.arccos(a @ c / 9) == pytest.approx(fraction * whole, rel=1e-4)
 
     def test_parallel_vectors_are_interpolated_linearly(self):
         a = np.float32([1.0, 2.0])
-        np.testing.assert_allclose(sample.slerp(a, 3 * a, 0.5), 2 * a)
+        np.testing.assert_allclose(walks.slerp(a, 3 * a, 0.5), 2 * a)
 
 
 class PathTest:
     def test_stops_are_exact_and_counted_once(self):
-        frames = sample.path(3, 4)
+        frames = walks.path(3, 4)
         assert frames == [(0, 0.0), (0, 1 / 3), (0, 2 / 3), (1, 0.0), (1, 1 / 3), (1, 2 / 3), (1, 1.0)]
-        assert sample.path(2, 2) == [(0, 0.0), (0, 1.0)]
+        assert walks.path(2, 2) == [(0, 0.0), (0, 1.0)]
 
 
 class MixtureTest:
     def test_parameters_are_those_that_numpy_interpolates(self, generator):
         """As many mixtures as classes, so that shapes alone would not tell tables from other variables."""
         weights = np.float32([[0.5, 0, 0.5], [0, 1, 0], [0.25, 0.75, 0]])
-        mixture = sample.class_mixture(generator, CONFIG, weights)
+        mixture = walks.class_mixture(generator, CONFIG, weights)
         tables = 0
         for before, after in zip(generator.variables, mixture.variables, strict=True):
             value = before.numpy()
@@ -143,35 +129,35 @@ class MixtureTest:
         assert tables == 12  # Three blocks of two norms with scale and offset.
 
     def test_middle_is_no_mixture_of_the_images(self, generator):
-        walk = sample.interpolate_classes(generator, CONFIG, [0, 2], 2, 3)
+        walk = walks.interpolate_classes(generator, CONFIG, [0, 2], 2, 3, Draws())
         assert np.abs(walk[:, 1] - (walk[:, 0] + walk[:, 2]) / 2).max() > 0.05
 
 
 class InterpolationTest:
-    def test_z_passes_the_plain_samples(self, command):
-        command(output="walk.png", interpolate="z", steps=5, samples_per_class=3, classes=["2", "0"], sample_seed=4)
-        command(output="plain.png", samples_per_class=3, classes=["2", "0"], sample_seed=4)
+    def test_z_passes_the_plain_samples(self, draw):
+        draw(output="walk.png", interpolate="z", steps=5, samples_per_class=3, classes=["2", "0"], sample_seed=4)
+        draw(output="plain.png", samples_per_class=3, classes=["2", "0"], sample_seed=4)
         walk, plain = tiles("walk.png", 2, 9), tiles("plain.png", 2, 3)
         np.testing.assert_array_equal(walk[:, ::4], plain)
         assert (walk[:, 2] != plain[:, 0]).any()
         assert (walk[:, 2] != plain[:, 1]).any()
 
     def test_z_is_that_of_slerp_in_between(self, generator):
-        walk = sample.interpolate_z(generator, CONFIG, [1], 2, 3, seed=3)
+        walk = walks.interpolate_z(generator, CONFIG, [1], 2, 3, Draws(seed=3))
         z = sampling.draw_z(tf.range(2), 4, 3).numpy()
-        middle = generator([sample.slerp(z[0], z[1], 0.5)[None], np.array([1])], training=False)
+        middle = generator([walks.slerp(z[0], z[1], 0.5)[None], np.array([1])], training=False)
         np.testing.assert_allclose(walk[0, 1], middle[0], atol=1e-5)
 
-    def test_classes_pass_the_plain_samples(self, command):
-        command(output="walk.png", interpolate="classes", steps=4, samples_per_class=2, classes=["2", "0", "1"])
+    def test_classes_pass_the_plain_samples(self, draw):
+        draw(output="walk.png", interpolate="classes", steps=4, samples_per_class=2, classes=["2", "0", "1"])
         walk = tiles("walk.png", 2, 7)
         for stop, label in ((1, "0"), (2, "1")):
-            command(output="plain.png", samples_per_class=2, classes=[label])
+            draw(output="plain.png", samples_per_class=2, classes=[label])
             np.testing.assert_array_equal(walk[:, 3 * stop], tiles("plain.png", 1, 2)[0])
 
     @pytest.mark.parametrize("suffix", ["webp", "gif"])
-    def test_animation_goes_there_and_back(self, command, suffix):
-        command(output=f"walk.{suffix}", interpolate="classes", steps=4, samples_per_class=1, classes=["0", "1"])
+    def test_animation_goes_there_and_back(self, draw, suffix):
+        draw(output=f"walk.{suffix}", interpolate="classes", steps=4, samples_per_class=1, classes=["0", "1"])
         with Image.open(f"walk.{suffix}") as image:
             assert image.size == (8 * 36, 8 * 36)
             assert image.n_frames == 6
@@ -183,21 +169,21 @@ class InterpolationTest:
         np.testing.assert_array_equal(frames[1], frames[5])
         assert (frames[0] != frames[3]).any()
         if suffix == "webp":  # Lossless: enlarged by 8, the first frame is the strip's first image.
-            command(output="walk.png", interpolate="classes", steps=4, samples_per_class=1, classes=["0", "1"])
+            draw(output="walk.png", interpolate="classes", steps=4, samples_per_class=1, classes=["0", "1"])
             np.testing.assert_array_equal(frames[0][16:-16:8, 16:-16:8], tiles("walk.png", 1, 4)[0, 0])
 
-    def test_unconditional_run_walks_in_z_alone(self, command, unconditional):
-        command(model_dir=unconditional, interpolate="z", output="walk.png")
+    def test_unconditional_run_walks_in_z_alone(self, draw, unconditional):
+        draw(unconditional, interpolate="z", output="walk.png")
         tiles("walk.png", 1, 8)
         with pytest.raises(UserError, match="no classes to walk between: use --interpolate=z"):
-            command(model_dir=unconditional, interpolate="classes")
+            draw(unconditional, interpolate="classes")
 
 
 class SweepTest:
-    def test_rows_are_the_plain_samples_under_their_bounds(self, generator, command):
-        rows = sample.sweep_truncation(generator, CONFIG, [0, 2], 2, [0.0, 0.5], seed=6)
+    def test_rows_are_the_plain_samples_under_their_bounds(self, generator, draw):
+        rows = walks.sweep_truncation(generator, CONFIG, [0, 2], 2, [0.0, 0.5], seed=6)
         for row, bound in zip(rows, (0.0, 0.5), strict=True):
-            command(output="plain.png", samples_per_class=2, classes=["0", "2"], sample_seed=6, truncation=bound)
+            draw(output="plain.png", samples_per_class=2, classes=["0", "2"], sample_seed=6, truncation=bound)
             np.testing.assert_array_equal(pixels.to_uint8(row).reshape(2, 2, 32, 32, 3), tiles("plain.png", 2, 2))
 
     def test_bounds_keep_each_sample_recognisable(self):
@@ -208,9 +194,9 @@ class SweepTest:
         np.testing.assert_array_equal(np.argsort(tight, axis=None), np.argsort(free, axis=None))
         np.testing.assert_allclose(sampling.draw_z(tf.range(50), 16, 0, 6.0).numpy(), free, atol=1e-4)
 
-    def test_sheet_holds_the_images(self, command):
-        command(output="sweep.png", truncation_sweep=["0", "0.5"], samples_per_class=2, classes=["1"])
-        command(output="plain.png", samples_per_class=2, classes=["1"])
+    def test_sheet_holds_the_images(self, draw):
+        draw(output="sweep.png", truncation_sweep=["0", "0.5"], samples_per_class=2, classes=["1"])
+        draw(output="plain.png", samples_per_class=2, classes=["1"])
         sheet = read("sweep.png")
         for image in tiles("plain.png", 1, 2)[0]:
             large = image.repeat(4, 0).repeat(4, 1)
@@ -225,46 +211,19 @@ class NeighboursTest:
         made.num_examples = 200
         return made
 
-    def test_equal_brute_force_and_find_a_planted_image(self, source, generator):
-        real = source.examples(tf.range(200, dtype=tf.int64))["images"].numpy()
-        quantized = pixels.to_uint8(real)
-        rng = np.random.default_rng(0)
-        queries = np.stack([quantized[131], rng.integers(0, 256, (32, 32, 3), dtype=np.uint8), quantized[5] // 2])
-        classifier = classifiers.load("embedded")
-        by_pixels, by_features = sample.nearest_neighbours(queries, source, classifier, 7)
-        squares = ((np.int64(queries)[:, None] - np.int64(quantized)) ** 2).sum((2, 3, 4))  # [3, 200]
-        order = np.argsort(squares, 1, kind="stable")[:, :7]
-        np.testing.assert_array_equal(by_pixels.indices, order)
-        np.testing.assert_array_equal(by_pixels.squares, np.take_along_axis(squares, order, 1))
-        assert by_pixels.squares[0, 0] == 0
-        assert (quantized[by_pixels.indices[0, 0]] == quantized[131]).all()
-        features = np.float64(classifier.run(tf.constant(real))[1])
-        asked = np.float64(classifier.run(tf.constant(np.float32(queries) / 127.5 - 1))[1])
-        distances = np.sqrt(((asked[:, None] - features) ** 2).sum(2))
-        np.testing.assert_allclose(np.sqrt(by_features.squares), np.sort(distances, 1)[:, :7], rtol=1e-4, atol=1e-3)
-        assert by_features.squares[0, 0] < 1e-6
-
-    def test_keeps_no_more_than_asked(self):
-        nearest = sample.Nearest(np.zeros((1, 2)), 2)
-        for start in (5, 3, 0):
-            nearest.add(np.arange(start, start + 2)[:, None] * np.ones(2))
-        assert nearest.indices.tolist() == [[4, 5]]
-        assert nearest.squares.tolist() == [[0.0, 2.0]]
-
-    def test_command_writes_a_sheet(self, command, monkeypatch, capsys, source):
-        monkeypatch.setattr(sample.data, "open_source", lambda config: source)
-        command(neighbours=2, output="near.png")
-        assert "nearest 2 of 200 training images to 6 samples" in capsys.readouterr().out
+    def test_sheet_shows_them_beside_the_samples(self, draw, monkeypatch, source):
+        monkeypatch.setattr(drawing.data, "open_source", lambda config: source)
+        assert "nearest 2 of 200 training images to 6 samples" in draw(neighbours=2, output="near.png")
         assert read("near.png").shape[1] > 5 * 128
         with pytest.raises(UserError, match="--neighbours=201, but the dataset has 200 images"):
-            command(neighbours=201)
+            draw(neighbours=201)
 
 
 class ManyTest:
-    def test_npz_holds_the_images_of_the_folder(self, command):
+    def test_npz_holds_the_images_of_the_folder(self, draw):
         """More than one batch, the last one partial; both are those of sagan-evaluate: number n is of class n mod 3."""
-        command(num_images=70, output="many.npz", sample_seed=2)
-        command(num_images=70, output="many", sample_seed=2)
+        draw(num_images=70, output="many.npz", sample_seed=2)
+        draw(num_images=70, output="many", sample_seed=2)
         with np.load("many.npz") as file:
             images, labels = file["images"], file["labels"]
         assert (images.dtype, images.shape, labels.dtype) == (np.uint8, (70, 32, 32, 3), np.int32)
@@ -273,8 +232,8 @@ class ManyTest:
         assert names[:2] == ["0000000_class0000.png", "0000001_class0001.png"]
         np.testing.assert_array_equal(np.stack([read(f"many/{name}") for name in names]), images)
 
-    def test_images_are_those_of_the_generator(self, command, generator):
-        command(num_images=5, output="many.npz", sample_seed=2, truncation=1.0, classes=["2", "1"])
+    def test_images_are_those_of_the_generator(self, draw, generator):
+        draw(num_images=5, output="many.npz", sample_seed=2, truncation=1.0, classes=["2", "1"])
         with np.load("many.npz") as file:
             images, labels = file["images"], file["labels"]
         assert labels.tolist() == [2, 1, 2, 1, 2]
@@ -287,7 +246,7 @@ class ManyTest:
             copy = networks.generator(CONFIG)
             copy.set_weights(generator.get_weights())
         alone, shared = (
-            [np.concatenate(each) for each in zip(*sample.stream(model, 4, [0, 1, 2], 150, strategy=where), strict=True)]
+            [np.concatenate(each) for each in zip(*stream(sampler(model, CONFIG), [0, 1, 2], 150, where), strict=True)]
             for model, where in ((generator, None), (copy, strategy))
         )
         np.testing.assert_array_equal(alone[1], shared[1])
@@ -299,7 +258,7 @@ class ManyTest:
             raise RuntimeError("lost")
 
         with pytest.raises(RuntimeError):
-            sample.write_npz(str(tmp_path / "x.npz"), batches(), 4, 4)
+            bulk.write_npz(str(tmp_path / "x.npz"), batches(), 4)
         assert os.listdir(tmp_path) == []
 
 
@@ -326,20 +285,37 @@ class RefusalTest:
             ({"classes": ["3"]}, "they are 0 to 2"),
         ],
     )
-    def test_one_sentence(self, command, values, text):
+    def test_one_sentence(self, draw, values, text):
         with pytest.raises(UserError, match=text) as error:
-            command(**values)
+            draw(**values)
         assert "\n" not in str(error.value)
         assert os.listdir() == []
 
-    def test_folder_in_use(self, command):
+    def test_folder_in_use(self, draw):
         os.mkdir("old")
         open("old/a.png", "w").close()
         with pytest.raises(UserError, match="old is not empty"):
-            command(num_images=2, output="old")
+            draw(num_images=2, output="old")
 
     @pytest.mark.parametrize("values", [{}, {"interpolate": "z"}, {"num_images": 3, "output": "file/x.npz"}])
-    def test_unwritable_output(self, command, values):
+    def test_unwritable_output(self, draw, values):
         open("file", "w").close()
         with pytest.raises(UserError, match="cannot be written"):
-            command(**{"output": "file/x.png"} | values)
+            draw(**{"output": "file/x.png"} | values)
+
+
+class CommandTest:
+    def test_flags_become_files_or_a_sentence(self, trained, tmp_path):
+        """Real processes, side by side."""
+        command = [sys.executable, "-m", "sagan_tf.commands.sample", f"--model_dir={trained.directory}"]
+        options = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        asked = ["--interpolate=z", "--steps=3", "--classes=2,0", "--sample_seed=4", "--output=walk.png"], ["--truncation_sweep=1"]
+        drawn, refused = (subprocess.Popen([*command, *flags], **options) for flags in asked)
+        out, error = drawn.communicate(timeout=240)
+        assert (drawn.returncode, out) == (0, "2 walks of 3 images, one per row, in walk.png\n"), error
+        same = str(tmp_path / "same.png")
+        drawing.draw(trained, drawing.Request(output=same, interpolate="z", steps=3, classes=["2", "0"], sample_seed=4))
+        np.testing.assert_array_equal(read(tmp_path / "walk.png"), read(same))
+        _, error = refused.communicate(timeout=240)
+        assert refused.returncode == 1
+        assert error.startswith("error: --output is missing: name a .png file for a grid")

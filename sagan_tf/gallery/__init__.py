@@ -1,0 +1,1 @@
+"""Pictures of what a generator has learned, and large numbers of its samples."""
