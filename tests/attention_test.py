@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import types
 
 import keras
 import numpy as np
@@ -11,14 +10,16 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sagan_tf import config as config_lib
 from sagan_tf import networks, pixels, sampling
-from sagan_tf.attention.explorer import Sample
-from sagan_tf.commands import attention, cli, export
-from sagan_tf.config import CONFIG_FILE, Config
+from sagan_tf.attention import figure, maps
+from sagan_tf.attention.maps import Sample, cell, distinct_queries
+from sagan_tf.attention.showing import Request, show
+from sagan_tf.config import Config
 from sagan_tf.errors import UserError
+from sagan_tf.export import saved_model
 from sagan_tf.networks import model_state
-from sagan_tf.runs.checkpoints import Checkpoints
+from sagan_tf.runs.run import Run, load_run
+from sagan_tf.sampling import Choice
 
 CONFIG = Config(
     image_size=32,
@@ -45,51 +46,37 @@ def make_networks(config):
     return models
 
 
-def write_run(directory, config):
-    """Writes what training leaves, and returns the networks."""
-    models = make_networks(config)
-    os.makedirs(directory, exist_ok=True)
-    with open(os.path.join(directory, CONFIG_FILE), "w", encoding="utf-8") as file:
-        file.write(config.to_json())
-    checkpoints = Checkpoints(str(directory))
-    checkpoints.save(STEP, model_state("generator", models[0]) | model_state("discriminator", models[1]))
-    checkpoints.wait()
-    return models
+def make_run(directory, config):
+    """Returns what training leaves, opened, and its networks."""
+    made, models = Run.create(config.replace(model_dir=str(directory))), make_networks(config)
+    made.checkpoints.save(STEP, model_state("generator", models[0]) | model_state("discriminator", models[1]))
+    made.checkpoints.wait()
+    return load_run(str(directory)), *models
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("runs") / "tiny"
-    return str(directory), *write_run(directory, CONFIG)
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny", CONFIG)
 
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
     directory = str(tmp_path_factory.mktemp("export") / "model")
-    export.export(CONFIG, trained[1], directory)
+    saved_model.export(CONFIG, trained[1], directory)
     return directory
 
 
 @pytest.fixture
-def flags(monkeypatch, tmp_path):
-    """Sets the command's flags as a command line would."""
+def folder(monkeypatch, tmp_path):
+    """A fresh directory to work in."""
     monkeypatch.chdir(tmp_path)
-    defaults = {"output": "", "html": "", "queries": "", "images": "", "saved_model": "", "model_dir": "", "classes": []}
-    defaults |= {"samples_per_class": 0, "sample_seed": 0, "truncation": 0.0, "checkpoint_step": None, "use_ema": None}
-
-    def set_flags(**values):
-        namespace = types.SimpleNamespace(**defaults | values)
-        monkeypatch.setattr(attention, "FLAGS", namespace)
-        monkeypatch.setattr(cli, "trained_config", lambda: config_lib.load(namespace.model_dir))
-
-    return set_flags
+    return tmp_path
 
 
-def refusal(flags, **values):
-    """Returns the sentence with which these flags are refused."""
-    flags(**values)
+def refusal(run=None, **values):
+    """Returns the sentence with which this request is refused."""
     with pytest.raises(UserError) as error:
-        attention.main()
+        list(show(Request(**{"output": "a.png"} | values), run))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -113,9 +100,8 @@ def bilinear(values, size):
 
 
 class SamplesTest:
-    def test_images_and_maps_are_those_of_the_networks(self, trained, flags):
-        flags(model_dir=trained[0], classes=["2", "0"], samples_per_class=3)
-        source = attention.run_source()
+    def test_images_and_maps_are_those_of_the_networks(self, trained):
+        source = maps.run_source(trained[0], Choice(classes=["2", "0"], samples_per_class=3))
         samples = list(source.samples(10))
         images, generator, discriminator = expected_maps(trained, [2, 2, 2, 0, 0, 0], 6)
         assert [sample.label for sample in samples] == [2, 2, 2, 0, 0, 0]
@@ -126,13 +112,12 @@ class SamplesTest:
         assert source.gammas == {"generator": pytest.approx(0.8), "discriminator": pytest.approx(-0.25)}
         assert (source.step, source.image_size, source.title) == (STEP, 32, "tiny, step 7")
 
-    def test_share_the_total_among_the_classes(self, trained, flags):
-        flags(model_dir=trained[0])
-        assert [sample.label for sample in attention.run_source().samples(10)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    def test_share_the_total_among_the_classes(self, trained):
+        source = maps.run_source(trained[0], Choice())
+        assert [sample.label for sample in source.samples(10)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
-    def test_saved_model_gives_the_same(self, trained, exported, flags):
-        flags(saved_model=exported, samples_per_class=1, sample_seed=5)
-        source = attention.saved_model_source(exported)
+    def test_saved_model_gives_the_same(self, trained, exported):
+        source = maps.export_source(exported, Choice(samples_per_class=1, sample_seed=5))
         samples = list(source.samples(10))
         images, generator, _ = expected_maps(trained, [0, 1, 2], 3, seed=5)
         for i, sample in enumerate(samples):
@@ -141,14 +126,13 @@ class SamplesTest:
             np.testing.assert_allclose(sample.maps["generator"], generator[i], atol=1e-5)
         assert source.gammas == {"generator": pytest.approx(0.8)}
 
-    def test_real_images_show_the_discriminators_maps(self, trained, flags, tmp_path):
+    def test_real_images_show_the_discriminators_maps(self, trained, tmp_path):
         rng = np.random.default_rng(0)
         for name in ("cats", "dogs"):
             (tmp_path / "real" / name).mkdir(parents=True)
             for i in range(3):
                 Image.fromarray(rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)).save(tmp_path / "real" / name / f"{i}.png")
-        flags(model_dir=trained[0], images=str(tmp_path / "real"), samples_per_class=2)
-        source = attention.run_source()
+        source = maps.run_source(trained[0], Choice(samples_per_class=2), str(tmp_path / "real"))
         samples = list(source.samples(10))
         assert [sample.label for sample in samples] == [0, 0, 1, 1]
         assert list(source.gammas) == ["discriminator"]
@@ -156,10 +140,9 @@ class SamplesTest:
         np.testing.assert_array_equal(samples[3].image, pixels)
         _, expected = networks.with_attention(trained[2])([pixels[None] / np.float32(127.5) - 1, np.array([1])])
         np.testing.assert_allclose(samples[3].maps["discriminator"], expected[0], atol=1e-5)
-        flags(model_dir=trained[0], images=str(tmp_path / "real"), classes=["1"])
-        assert [sample.label for sample in attention.run_source().samples(10)] == [1, 1, 1]
-        flags(model_dir=trained[0], images=str(tmp_path / "real" / "cats" / "0.png"), classes=["2"])
-        assert [sample.label for sample in attention.run_source().samples(10)] == [2]
+        for path, label, expected_labels in (("real", "1", [1, 1, 1]), ("real/cats/0.png", "2", [2])):
+            source = maps.run_source(trained[0], Choice(classes=[label]), str(tmp_path / path))
+            assert [sample.label for sample in source.samples(10)] == expected_labels
 
 
 class FigureTest:
@@ -167,10 +150,10 @@ class FigureTest:
     def test_tile_shows_the_map_of_the_cell_of_the_point(self, trained, x, y):
         _, maps, _ = expected_maps(trained, [1], 1)
         black = Sample(np.zeros((32, 32, 3), np.uint8), 1, {"generator": maps[0]})
-        sheet = attention.figure([black], "generator", "heading", [(16, 16), (x, y)])
+        sheet = figure.figure([black], "generator", "heading", [(16, 16), (x, y)])
         side, top, left = 160, len(sheet) - 160 - 34, 10 + 2 * 170
         tile = sheet[top : top + side, left : left + side]
-        colour = attention.COLOURS[1]
+        colour = figure.COLOURS[1]
         channel = int(np.argmax(colour))
         drawn = tile[..., channel] / colour[channel]
 
@@ -186,7 +169,7 @@ class FigureTest:
         image = np.full((32, 32, 3), (200, 100, 0), np.uint8)
         weights = np.zeros((8, 8), np.float32)
         weights[0, 0] = 1.0
-        result = attention.overlay(image, weights, (255, 92, 82))
+        result = figure.overlay(image, weights, (255, 92, 82))
         grey = 0.299 * 200 + 0.587 * 100
         np.testing.assert_allclose(result[-1, -1], 0.5 * (0.2 * np.array([200, 100, 0]) + 0.8 * grey), atol=1)
         np.testing.assert_allclose(
@@ -195,16 +178,16 @@ class FigureTest:
 
     def test_point_stands_in_its_cell(self):
         maps = np.zeros((16, 8, 4, 4))
-        assert attention.cell((0, 0), 32, maps) == (0, 0)
-        assert attention.cell((31, 31), 32, maps) == (15, 7)
-        assert attention.cell((7, 9), 32, maps) == (4, 1)
+        assert cell((0, 0), 32, maps) == (0, 0)
+        assert cell((31, 31), 32, maps) == (15, 7)
+        assert cell((7, 9), 32, maps) == (4, 1)
 
 
 class DistinctQueriesTest:
     def test_are_inside_the_image_distinct_and_at_cells(self, trained):
-        for maps in expected_maps(trained, [0, 1, 2], 3)[1]:
-            points = attention.distinct_queries(maps, 32)
-            assert len({attention.cell(point, 32, maps) for point in points}) == len(points) == 5
+        for found in expected_maps(trained, [0, 1, 2], 3)[1]:
+            points = distinct_queries(found, 32)
+            assert len({cell(point, 32, found) for point in points}) == len(points) == 5
             assert all(0 <= value < 32 for point in points for value in point)
             assert all(value % 2 == 1 for point in points for value in point)  # Middle of 2 x 2 px.
 
@@ -213,22 +196,22 @@ class DistinctQueriesTest:
         maps = np.tile(one_hot.mean(0), (8, 8, 1, 1))
         for map_, (row, column) in zip(one_hot, ((1, 1), (2, 6), (6, 3)), strict=True):
             maps[row, column] = map_
-        points = attention.distinct_queries(maps, 64, count=3)
-        assert {attention.cell(point, 64, maps) for point in points} == {(1, 1), (2, 6), (6, 3)}
+        points = distinct_queries(maps, 64, count=3)
+        assert {cell(point, 64, maps) for point in points} == {(1, 1), (2, 6), (6, 3)}
 
     def test_spread_over_the_image_where_all_maps_are_alike(self):
-        points = attention.distinct_queries(np.full((8, 8, 4, 4), 1 / 16, np.float32), 32, count=4)
+        points = distinct_queries(np.full((8, 8, 4, 4), 1 / 16, np.float32), 32, count=4)
         assert sorted(points) == [(2, 2), (2, 30), (30, 2), (30, 30)]
 
     def test_never_more_than_there_are_cells(self):
-        assert len(set(attention.distinct_queries(np.full((2, 2, 1, 1), 1.0, np.float32), 8))) == 4
+        assert len(set(distinct_queries(np.full((2, 2, 1, 1), 1.0, np.float32), 8))) == 4
 
 
 class ParseQueriesTest:
     def test_reads_points(self):
-        assert attention.parse_queries("", 32) == []
-        assert attention.parse_queries("8,9", 32) == [(8, 9)]
-        assert attention.parse_queries(" 0,31; 31 , 0;", 32) == [(0, 31), (31, 0)]
+        assert figure.parse_queries("", 32) == []
+        assert figure.parse_queries("8,9", 32) == [(8, 9)]
+        assert figure.parse_queries(" 0,31; 31 , 0;", 32) == [(0, 31), (31, 0)]
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -242,13 +225,13 @@ class ParseQueriesTest:
     )
     def test_refuses_others(self, text, message):
         with pytest.raises(UserError, match=message):
-            attention.parse_queries(text, 32)
+            figure.parse_queries(text, 32)
 
 
 class CommandTest:
     def test_writes_figure_page_and_summary(self, tmp_path):
         """A real process, from flags to files."""
-        write_run(tmp_path / "run", CONFIG)
+        make_run(tmp_path / "run", CONFIG)
         arguments = [f"--model_dir={tmp_path}/run", f"--output={tmp_path}/new/figure.png", f"--html={tmp_path}/new/page.html"]
         command = [
             sys.executable,
@@ -275,64 +258,65 @@ class CommandTest:
         assert step == STEP
         np.testing.assert_array_equal(tf.io.decode_png(tensor.string_val[2]), image)
 
-    def test_saved_model_needs_no_run(self, exported, flags, tmp_path):
-        flags(saved_model=exported, output="figure.png", html="page.html")
-        attention.main()
-        assert Image.open(tmp_path / "figure.png").size[0] == 10 + 6 * 170
-        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    def test_saved_model_needs_no_run(self, exported, folder):
+        assert len(list(show(Request(saved_model=exported, output="figure.png", html="page.html"), None))) == 2
+        assert Image.open(folder / "figure.png").size[0] == 10 + 6 * 170
+        page = (folder / "page.html").read_text(encoding="utf-8")
         assert '"name": "generator"' in page
         assert '"name": "discriminator"' not in page
 
 
 class RefusalTest:
-    def test_nothing_to_write(self, trained, flags):
-        assert "--output and --html are missing" in refusal(flags, model_dir=trained[0])
-        assert "is not a .png file" in refusal(flags, model_dir=trained[0], output="figure.jpg")
-        assert "add --output" in refusal(flags, model_dir=trained[0], html="page.html", queries="1,1")
+    def test_nothing_to_write(self):
+        assert "--output and --html are missing" in refusal(output="")
+        assert "is not a .png file" in refusal(output="figure.jpg")
+        assert "add --output" in refusal(output="", html="page.html", queries="1,1")
 
-    def test_point_or_class_out_of_range(self, trained, flags):
-        assert "'32,5' is outside the image" in refusal(flags, model_dir=trained[0], output="a.png", queries="32,5")
-        assert "they are 0 to 2" in refusal(flags, model_dir=trained[0], output="a.png", classes=["3"])
+    def test_point_or_class_out_of_range(self, trained):
+        assert "'32,5' is outside the image" in refusal(trained[0], queries="32,5")
+        assert "they are 0 to 2" in refusal(trained[0], classes=["3"])
 
     @pytest.mark.parametrize("changes", [{"attention_resolution": 0}, {"attention_block": "residual"}])
-    def test_model_without_attention(self, flags, tmp_path, changes):
-        write_run(tmp_path / "run", CONFIG.replace(**changes))
-        message = refusal(flags, model_dir=str(tmp_path / "run"), output="a.png")
+    def test_model_without_attention(self, tmp_path, changes):
+        message = refusal(Run(str(tmp_path), CONFIG.replace(**changes)))
         assert "has no self-attention" in message
         assert "name a run trained with it" in message
 
-    def test_missing_directories(self, flags, tmp_path):
-        assert "does not exist" in refusal(flags, model_dir=str(tmp_path / "none"), output="a.png")
-        assert "does not exist" in refusal(flags, saved_model=str(tmp_path / "none"), output="a.png")
+    def test_missing_directories(self, tmp_path):
+        with pytest.raises(UserError, match="does not exist"):
+            load_run(str(tmp_path / "none"))
+        assert "does not exist" in refusal(saved_model=str(tmp_path / "none"))
         (tmp_path / "empty").mkdir()
-        assert "is not a SavedModel" in refusal(flags, saved_model=str(tmp_path / "empty"), output="a.png")
+        assert "is not a SavedModel" in refusal(saved_model=str(tmp_path / "empty"))
 
-    def test_saved_model_without_an_attention_signature(self, flags, tmp_path):
+    def test_saved_model_without_an_attention_signature(self, tmp_path):
         config = CONFIG.replace(attention_resolution=0)
-        export.export(config, make_networks(config)[0], str(tmp_path / "model"))
-        assert "has no attention signature" in refusal(flags, saved_model=str(tmp_path / "model"), output="a.png")
+        saved_model.export(config, make_networks(config)[0], str(tmp_path / "model"))
+        assert "has no attention signature" in refusal(saved_model=str(tmp_path / "model"))
 
-    def test_saved_model_beside_what_it_replaces(self, trained, exported, flags):
-        for other in ({"model_dir": trained[0]}, {"images": "x"}):
-            assert "exclude each other" in refusal(flags, saved_model=exported, output="a.png", **other)
+    def test_saved_model_beside_what_it_replaces(self, exported):
+        for other in ({"model_dir": "runs/mine"}, {"images": "x"}):
+            assert "exclude each other" in refusal(saved_model=exported, **other)
 
-    def test_images_that_cannot_be_shown(self, trained, flags, tmp_path):
-        asked = {"model_dir": trained[0], "output": "a.png"}
-        assert "does not exist" in refusal(flags, images=str(tmp_path / "none"), **asked)
+    def test_images_that_cannot_be_shown(self, trained, tmp_path):
+        def refused(name, **values):
+            return refusal(trained[0], images=str(tmp_path / name), **values)
+
+        assert "does not exist" in refused("none")
         (tmp_path / "broken.png").write_bytes(b"not an image")
-        assert "broken.png cannot be read as an image" in refusal(flags, images=str(tmp_path / "broken.png"), **asked)
+        assert "broken.png cannot be read as an image" in refused("broken.png")
         (tmp_path / "empty").mkdir()
-        assert "holds no images" in refusal(flags, images=str(tmp_path / "empty"), **asked)
+        assert "holds no images" in refused("empty")
         Image.new("RGB", (32, 32)).save(tmp_path / "one.png")
-        assert "give --classes one number" in refusal(flags, images=str(tmp_path / "one.png"), classes=["0", "1"], **asked)
+        assert "give --classes one number" in refused("one.png", classes=["0", "1"])
         for name in "abcd":
             (tmp_path / "folders" / name).mkdir(parents=True)
             Image.new("RGB", (32, 32)).save(tmp_path / "folders" / name / "one.png")
-        assert "4 class folders, the model knows 3" in refusal(flags, images=str(tmp_path / "folders"), **asked)
+        assert "4 class folders, the model knows 3" in refused("folders")
 
-    def test_output_that_cannot_be_written(self, trained, flags, tmp_path):
-        (tmp_path / "file").write_text("")
-        assert "--output=file/a.png cannot be written" in refusal(flags, model_dir=trained[0], output="file/a.png")
-        assert "--html=file/a.html cannot be written" in refusal(flags, model_dir=trained[0], html="file/a.html")
-        (tmp_path / "taken.html").mkdir()
-        assert "--html=taken.html cannot be written" in refusal(flags, model_dir=trained[0], html="taken.html")
+    def test_output_that_cannot_be_written(self, trained, folder):
+        (folder / "file").write_text("")
+        assert "--output=file/a.png cannot be written" in refusal(trained[0], output="file/a.png")
+        assert "--html=file/a.html cannot be written" in refusal(trained[0], output="", html="file/a.html")
+        (folder / "taken.html").mkdir()
+        assert "--html=taken.html cannot be written" in refusal(trained[0], output="", html="taken.html")

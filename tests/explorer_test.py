@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sagan_tf.attention import explorer
-from sagan_tf.attention.explorer import Sample
+from sagan_tf.attention.maps import Sample
 from sagan_tf.errors import UserError
 
 GAMMAS = {"generator": 0.25, "discriminator": -0.5}

@@ -1,19 +1,16 @@
 """The explorer page: one HTML file in which anyone can ask each point of an image where it looks."""
 
 import base64
-import dataclasses
-import html
-import importlib.resources
-import io
-import json
-import re
 import zlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from PIL import Image
 
+from sagan_tf import pixels, templates
+from sagan_tf.attention.maps import Sample
 from sagan_tf.errors import UserError
+
+__all__ = ["LEVELS", "MAX_BYTES", "page", "quantize", "reduce_map"]
 
 MAX_BYTES = 15_000_000
 # Finer maps are reduced to so many queries and keys along a side: a finger points no finer, and the file stays small.
@@ -22,20 +19,40 @@ MAX_QUERIES, MAX_KEYS = 32, 16
 LEVELS = (255, 127, 63, 31, 15)
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """An image and what the networks attend to in it.
+def page(samples: Iterable[Sample], gammas: Mapping[str, float], title: str) -> str:
+    """Returns the explorer as one self-contained HTML document.
 
-    Attributes:
-      image: uint8 `[S, S, 3]`.
-      label: its class.
-      maps: by network ("generator", "discriminator"), float32 `[H, W, h, w]`: for each of `H x W` queries the weights
-        of `h x w` keys, which sum to 1.
+    Args:
+      samples: at least one; all with maps of the same networks.
+      gammas: gamma of each network in the order in which the page offers them.
+      title: plain text, such as the name of the run and the step.
+
+    Raises:
+      UserError: if the samples do not fit into `MAX_BYTES` even with the coarsest maps.
     """
-
-    image: np.ndarray
-    label: int
-    maps: Mapping[str, np.ndarray]
+    shown, stored, grids, size = [], [], {}, 0
+    for sample in samples:
+        size = len(sample.image)
+        quantized = {}
+        for network in gammas:
+            maps = reduce_map(sample.maps[network])
+            grids[network] = maps.shape
+            quantized[network] = quantize(maps)
+        stored.append(quantized)
+        png = base64.b64encode(pixels.png(sample.image, optimize=True)).decode()
+        shown.append({"label": int(sample.label), "image": f"data:image/png;base64,{png}"})
+    networks = [{"name": name, "gamma": gamma, "grid": grids[name][:2], "keys": grids[name][2:]} for name, gamma in gammas.items()]
+    for levels in LEVELS:
+        for entry, quantized in zip(shown, stored, strict=True):
+            entry["maps"] = {name: _pack(*maps, levels) for name, maps in quantized.items()}
+        contents = {"title": title, "size": size, "levels": levels, "networks": networks, "samples": shown}
+        document = templates.render("attention.html", title=title, data=contents)
+        if len(document.encode()) <= MAX_BYTES:
+            return document
+    raise UserError(
+        f"{len(shown)} samples make a page of {len(document.encode()) / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f}: "
+        "lower --samples_per_class or name fewer --classes."
+    )
 
 
 def reduce_map(maps: np.ndarray) -> np.ndarray:
@@ -65,48 +82,3 @@ def _pack(peaks: np.ndarray, quantized: np.ndarray, levels: int) -> str:
     """Returns what the page decodes: base64 of deflated bytes, the maxima as little-endian float32, then the maps."""
     coarse = np.rint(quantized * np.float32(levels / 255)).astype(np.uint8)
     return base64.b64encode(zlib.compress(peaks.astype("<f4").tobytes() + coarse.tobytes())).decode()
-
-
-def _data_uri(image: np.ndarray) -> str:
-    encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()
-
-
-def page(samples: Iterable[Sample], gammas: Mapping[str, float], title: str) -> str:
-    """Returns the explorer as one self-contained HTML document.
-
-    Args:
-      samples: at least one; all with maps of the same networks.
-      gammas: gamma of each network in the order in which the page offers them.
-      title: plain text, such as the name of the run and the step.
-
-    Raises:
-      UserError: if the samples do not fit into `MAX_BYTES` even with the coarsest maps.
-    """
-    shown, stored, grids, size = [], [], {}, 0
-    for sample in samples:
-        size = len(sample.image)
-        quantized = {}
-        for network in gammas:
-            maps = reduce_map(sample.maps[network])
-            grids[network] = maps.shape
-            quantized[network] = quantize(maps)
-        stored.append(quantized)
-        shown.append({"label": int(sample.label), "image": _data_uri(sample.image)})
-    networks = [{"name": name, "gamma": gamma, "grid": grids[name][:2], "keys": grids[name][2:]} for name, gamma in gammas.items()]
-    template = (importlib.resources.files("sagan_tf") / "assets" / "attention.html").read_text(encoding="utf-8")
-    for levels in LEVELS:
-        for entry, quantized in zip(shown, stored, strict=True):
-            entry["maps"] = {name: _pack(*maps, levels) for name, maps in quantized.items()}
-        # "<" is escaped so that nothing in the data can end the script element that holds it.
-        contents = {"title": title, "size": size, "levels": levels, "networks": networks, "samples": shown}
-        values = {"title": html.escape(title), "data": json.dumps(contents).replace("<", "\\u003c")}
-        # In one pass: what is filled in is not searched for placeholders again.
-        document = re.sub(r"\{\{(\w+)\}\}", lambda match, values=values: values[match[1]], template)
-        if len(document.encode()) <= MAX_BYTES:
-            return document
-    raise UserError(
-        f"{len(shown)} samples make a page of {len(document.encode()) / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f}: "
-        "lower --samples_per_class or name fewer --classes."
-    )

@@ -19,7 +19,9 @@ from PIL import Image
 
 from sagan_tf import config as config_lib
 from sagan_tf import networks, sampling
-from sagan_tf.commands import attention, cli
+from sagan_tf.attention.figure import figure
+from sagan_tf.attention.maps import generated
+from sagan_tf.commands import cli
 from sagan_tf.config import Config, reproduce_command, show
 from sagan_tf.errors import UserError
 from sagan_tf.files import writing
@@ -324,11 +326,11 @@ def attention_figures(run: Run) -> str:
     z, labels = sampling.grid_inputs(config.z_dim, config.num_classes, config.seed)
     rows = slice(0, _ATTENTION_SAMPLES * sampling.GRID_COLUMNS, sampling.GRID_COLUMNS)
     attend = networks.with_attention(generator)
-    samples = list(attention.generated(lambda z, labels: attend([z, labels]), discriminator, z[rows], labels.numpy()[rows]))
+    samples = list(generated(lambda z, labels: attend([z, labels]), discriminator, z[rows], labels.numpy()[rows]))
     figures = []
     for model in (generator, discriminator):
         gamma = float(model.get_layer("attention").gamma)
-        sheet = attention.figure(samples, model.name, f"Attention of the {model.name}, gamma {gamma:.3f}")
+        sheet = figure(samples, model.name, f"Attention of the {model.name}, gamma {gamma:.3f}")
         figures.append(f"<figure>{picture(Image.fromarray(sheet))}</figure>")
     return "\n".join(figures)
 
