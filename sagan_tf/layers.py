@@ -1,14 +1,27 @@
 """SAGAN's layers: spectral normalisation, (conditional) batch normalisation, self-attention.
 
-Everything here is `keras.ops` alone, so the layers run on every Keras backend. One convention
-holds throughout: `training=True` updates state (power-iteration vectors, moving averages) and
-uses batch statistics; `training=False` changes nothing.
+Everything here is `keras.ops` alone, so the layers run on every Keras backend. One convention holds throughout:
+`training=True` updates state (power-iteration vectors, moving averages) and uses batch statistics; `training=False`
+changes nothing.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
 
 from sagan_tf import resampling
+
+__all__ = [
+    "BatchNormalization",
+    "ConditionalBatchNormalization",
+    "ResidualBlock",
+    "SNConv2D",
+    "SNDense",
+    "SNEmbedding",
+    "SelfAttention",
+    "power_iteration",
+]
 
 _serializable = keras.saving.register_keras_serializable(package="sagan_tf")
 
@@ -18,7 +31,7 @@ def _l2_normalize(x, epsilon):
     return x / (ops.sqrt(ops.sum(ops.square(x))) + epsilon)
 
 
-def power_iteration(matrix, u, epsilon: float = 1e-12):
+def power_iteration(matrix: Any, u: Any, epsilon: float = 1e-12) -> tuple[Any, Any, Any]:
     """One step of the power iteration.
 
     Args:
@@ -39,14 +52,7 @@ def power_iteration(matrix, u, epsilon: float = 1e-12):
 
 
 class _SpectralNormLayer(keras.layers.Layer):
-    """A layer with one weight that is divided by its largest singular value.
-
-    Args:
-      spectral_norm: False turns the normalisation off (no `u` is made).
-      spectral_norm_gradient: False stops gradients through the power iteration; True is the
-        reference.
-      spectral_norm_epsilon: added to the norms of the power iteration.
-    """
+    """A layer with one weight that is divided by its largest singular value; `SNConv2D` explains the arguments."""
 
     def __init__(self, spectral_norm=True, spectral_norm_gradient=True, spectral_norm_epsilon=1e-12, **kwargs):
         super().__init__(**kwargs)
@@ -87,35 +93,56 @@ class _SpectralNormLayer(keras.layers.Layer):
         return weight * (1.0 / sigma)  # A quotient's gradient would pass over the weight five times, a product's two.
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "spectral_norm": self.spectral_norm,
-            "spectral_norm_gradient": self.spectral_norm_gradient,
-            "spectral_norm_epsilon": self.spectral_norm_epsilon,
-        }
+        names = ("spectral_norm", "spectral_norm_gradient", "spectral_norm_epsilon")
+        return super().get_config() | {name: getattr(self, name) for name in names}
 
 
 @_serializable
 class SNConv2D(_SpectralNormLayer):
     """Convolution with a spectrally normalised kernel, stride 1, zero padding.
 
-    `y = conv(x, w / sigma(w)) + b`, with `w [k, k, in, filters]` read as the matrix
-    `[k * k * in, filters]` and `u [1, filters]`. Input `[B, H, W, in]`, output
-    `[B, H, W, filters]`; twice or half the height and width with `resample`.
+    `y = conv(x, w / sigma(w)) + b`, with `w [k, k, in, filters]` read as the matrix `[k * k * in, filters]` and
+    `u [1, filters]`. Input `[B, H, W, in]`, output `[B, H, W, filters]`; twice or half the height and width with
+    `resample`.
+
+    `keras.layers.SpectralNormalization` computes something else. There, each call with `training=True` writes
+    kernel / sigma over the kernel and moves u, so a second pass divides again. A call with `training=False`
+    normalises nothing, and in TensorFlow no gradient passes through sigma. Here every call divides by sigma, the kernel
+    stays as the optimizer left it, and gradients pass through the power iteration. Only `training=True` moves u, so
+    that a pass over real images and one over generated images can share it, as in the reference.
+
+    ```python
+    import keras
+    from sagan_tf.layers import SNConv2D
+
+    layer = SNConv2D(8, kernel_size=3, resample="down")
+    real, generated = keras.random.normal((2, 4, 32, 32, 3))
+    assert layer(real, training=True).shape == (4, 16, 16, 8)  # Moves u.
+    assert layer(generated, training=False).shape == (4, 16, 16, 8)  # Leaves it.
+    ```
 
     Args:
       filters: output channels.
       kernel_size: 1 or 3.
-      resample: "up" for a nearest-neighbour x2 before the convolution, "down" for a 2x2 average
-        pool after it, None for neither.
+      resample: "up" for a nearest-neighbour x2 before the convolution, "down" for a 2x2 average pool after it, or None.
       fused_resampling: auto, always or never compute resampling and convolution as one.
       use_bias: adds a bias, initialised to zero.
-      **kwargs: those of `_SpectralNormLayer`, and `name` and `dtype`.
+      **kwargs: `name`, `dtype`, and what all layers with spectral norm take: `spectral_norm` (False: none, and no u),
+        `spectral_norm_gradient` (False stops gradients through the power iteration; True is the reference) and
+        `spectral_norm_epsilon` (added to the norms of the power iteration).
 
     Reference: paper section 4.1; Miyato et al., arXiv 1802.05957.
     """
 
-    def __init__(self, filters, kernel_size=3, resample=None, fused_resampling="auto", use_bias=True, **kwargs):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int = 3,
+        resample: str | None = None,
+        fused_resampling: str = "auto",
+        use_bias: bool = True,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         if resample not in (None, "up", "down"):
             raise ValueError(f"resample must be None, 'up' or 'down', not {resample!r}")
@@ -141,14 +168,8 @@ class SNConv2D(_SpectralNormLayer):
         return outputs + self.bias if self.use_bias else outputs
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "resample": self.resample,
-            "fused_resampling": self.fused_resampling,
-            "use_bias": self.use_bias,
-        }
+        names = ("filters", "kernel_size", "resample", "fused_resampling", "use_bias")
+        return super().get_config() | {name: getattr(self, name) for name in names}
 
 
 @_serializable
@@ -157,12 +178,21 @@ class SNDense(_SpectralNormLayer):
 
     Input `[B, in]`, output `[B, units]`, `w [in, units]`, `u [1, units]`.
 
+    ```python
+    import keras
+    from sagan_tf.layers import SNDense
+
+    critic = keras.Sequential([SNDense(64), keras.layers.ReLU(), SNDense(1)])
+    logits = critic(keras.random.normal((4, 16)), training=True)
+    assert logits.shape == (4, 1)
+    ```
+
     Args:
       units: output dimensions.
-      **kwargs: those of `_SpectralNormLayer`, and `name` and `dtype`.
+      **kwargs: those of `SNConv2D`.
     """
 
-    def __init__(self, units, **kwargs):
+    def __init__(self, units: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.units = units
 
@@ -182,16 +212,24 @@ class SNDense(_SpectralNormLayer):
 class SNEmbedding(_SpectralNormLayer):
     """Embedding with a spectrally normalised table.
 
-    Input integer labels `[B]`, output `[B, units]`. The table is `[num_classes, units]`; it is
-    normalised on its transpose, as in the reference, so `u` is `[1, num_classes]`.
+    Input integer labels `[B]`, output `[B, units]`. The table is `[num_classes, units]`; it is normalised on its
+    transpose, as in the reference, so `u` is `[1, num_classes]`.
+
+    ```python
+    import numpy as np
+    from sagan_tf.layers import SNEmbedding
+
+    embedding = SNEmbedding(num_classes=10, units=32)
+    assert embedding(np.array([3, 7], "int32")).shape == (2, 32)
+    ```
 
     Args:
       num_classes: rows of the table.
       units: output dimensions.
-      **kwargs: those of `_SpectralNormLayer`, and `name` and `dtype`.
+      **kwargs: those of `SNConv2D`.
     """
 
-    def __init__(self, num_classes, units, **kwargs):
+    def __init__(self, num_classes: int, units: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_classes = num_classes
         self.units = units
@@ -214,8 +252,8 @@ class SNEmbedding(_SpectralNormLayer):
 class BatchNormalization(keras.layers.Layer):
     """Batch normalisation over N, H and W whose moving averages are right on several replicas.
 
-    Keras' own layer keeps one moving average per replica and saves the first; here they are
-    averaged over the replicas at every update. Moments are computed in float32.
+    Keras' own layer keeps one moving average per replica and saves the first; here they are averaged over the replicas
+    at every update. Moments are computed in float32.
 
     Args:
       momentum: decay of the moving averages.
@@ -226,7 +264,14 @@ class BatchNormalization(keras.layers.Layer):
       **kwargs: `name` and `dtype`.
     """
 
-    def __init__(self, momentum=0.999, epsilon=1e-5, unbiased_moving_variance=False, synchronized=False, **kwargs):
+    def __init__(
+        self,
+        momentum: float = 0.999,
+        epsilon: float = 1e-5,
+        unbiased_moving_variance: bool = False,
+        synchronized: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.momentum = momentum
         self.epsilon = epsilon
@@ -268,22 +313,16 @@ class BatchNormalization(keras.layers.Layer):
             average.assign(moved)
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-            "unbiased_moving_variance": self.unbiased_moving_variance,
-            "synchronized": self.synchronized,
-        }
+        names = ("momentum", "epsilon", "unbiased_moving_variance", "synchronized")
+        return super().get_config() | {name: getattr(self, name) for name in names}
 
 
 @_serializable
 class ConditionalBatchNormalization(BatchNormalization):
     """Batch normalisation with a scale and an offset for each class.
 
-    Call with `[inputs [B, H, W, C], labels [B]]`. gamma is `[num_classes, C]`, initialised to
-    ones, beta to zeros; moments are shared by all classes. With `num_classes=0` it is plain
-    batch normalisation and the labels are not read.
+    Call with `[inputs [B, H, W, C], labels [B]]`. gamma is `[num_classes, C]`, initialised to ones, beta to zeros;
+    moments are shared by all classes. With `num_classes=0` it is plain batch normalisation and the labels are not read.
 
     Args:
       num_classes: rows of gamma and beta.
@@ -292,7 +331,7 @@ class ConditionalBatchNormalization(BatchNormalization):
     Reference: Dumoulin et al., arXiv 1610.07629; the reference's decay of 0.999.
     """
 
-    def __init__(self, num_classes, **kwargs):
+    def __init__(self, num_classes: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_classes = num_classes
 
@@ -326,23 +365,36 @@ class SelfAttention(keras.layers.Layer):
         attention = softmax(theta phi^T) [N, M]
         y = x + gamma * conv1x1(attention g)
 
-    The four convolutions are spectrally normalised and have no bias; gamma is one scalar,
-    initialised to 0, so that the layer starts as the identity. There is no 1/sqrt(C) scaling.
+    The four convolutions are spectrally normalised and have no bias; gamma is one scalar, initialised to 0, so that the
+    layer starts as the identity. There is no 1/sqrt(C) scaling.
 
     Input and output `[B, H, W, C]`; with `return_attention=True` also the attention,
-    `[B, H, W, h, w]` float32, each `[h, w]` summing to 1.
+    `[B, H, W, h, w]` float32, each `[h, w]` summing to 1. Pooling wants H and W even.
+
+    ```python
+    import keras
+    from sagan_tf.layers import SelfAttention
+
+    inputs = keras.Input((32, 32, 3))
+    features = keras.layers.Conv2D(64, 3, padding="same")(inputs)
+    model = keras.Model(inputs, SelfAttention()(features))
+    assert model(keras.random.normal((2, 32, 32, 3)), training=True).shape == (2, 32, 32, 64)
+
+    outputs, attention = SelfAttention()(keras.random.normal((2, 32, 32, 64)), return_attention=True)
+    assert attention.shape == (2, 32, 32, 16, 16)
+    ```
 
     Args:
       pooling: max-pool phi and g 2x2, as the reference does; False is the paper's text.
       conv_options: arguments for the four `SNConv2D`.
-      max_attention_bytes: the largest part of the `[N, M]` attention of one image that is held
-        at once, in bytes; a larger one is computed in query chunks, again in the backward pass.
+      max_attention_bytes: the largest part of the `[N, M]` attention of one image that is held at once, in bytes; a
+        larger one is computed in query chunks, again in the backward pass.
       **kwargs: `name` and `dtype`.
 
     Reference: paper section 3 and figure 2.
     """
 
-    def __init__(self, pooling=True, conv_options=None, max_attention_bytes=2**25, **kwargs):
+    def __init__(self, pooling: bool = True, conv_options: dict | None = None, max_attention_bytes: int = 2**25, **kwargs: Any):
         super().__init__(**kwargs)
         self.pooling = pooling
         self.conv_options = dict(conv_options or {})
@@ -386,12 +438,8 @@ class SelfAttention(keras.layers.Layer):
         return outputs
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "pooling": self.pooling,
-            "conv_options": self.conv_options,
-            "max_attention_bytes": self.max_attention_bytes,
-        }
+        names = ("pooling", "conv_options", "max_attention_bytes")
+        return super().get_config() | {name: getattr(self, name) for name in names}
 
 
 def _attention(theta, phi):
@@ -419,10 +467,9 @@ def _attend(theta, phi, g, chunks):
 class ResidualBlock(keras.layers.Layer):
     """The paper's control for the attention block: a residual block with as many weights.
 
-    `y = x + conv3x3(relu(conv3x3(relu(x))))`, C channels in and out. The paper compares with
-    "residual blocks with the same number of parameters" and says no more; attention has 5/4 C^2
-    weights, so the inner width here is the one that brings 18 C width nearest to that, and there
-    is no batch norm (its class tables alone would outweigh the attention block).
+    `y = x + conv3x3(relu(conv3x3(relu(x))))`, C channels in and out. The paper compares with "residual blocks with the
+    same number of parameters" and says no more; attention has 5/4 C^2 weights, so the inner width here is the one that
+    brings 18 C width nearest to that, and there is no batch norm (its class tables alone would outweigh the attention).
 
     Args:
       conv_options: arguments for the two `SNConv2D`.
@@ -431,7 +478,7 @@ class ResidualBlock(keras.layers.Layer):
     Reference: paper section 5.2 and table 1.
     """
 
-    def __init__(self, conv_options=None, **kwargs):
+    def __init__(self, conv_options: dict | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.conv_options = dict(conv_options or {})
 

@@ -20,6 +20,19 @@ from sagan_tf.layers import (
 )
 from sagan_tf.tables import DISCRIMINATOR, GENERATOR
 
+__all__ = [
+    "DownBlock",
+    "ProjectionHead",
+    "State",
+    "UpBlock",
+    "discriminator",
+    "folded_generator",
+    "generator",
+    "model_state",
+    "spectral_norms",
+    "with_attention",
+]
+
 # Variables by the names they have in a checkpoint; a backend's own ones among them.
 State = Mapping[str, Any]
 

@@ -18,8 +18,21 @@ constant `[16, 9]` matrix `SUM_SHIFTS`, which reads and writes each kernel once.
 All images are NHWC and kernels `[height, width, in, out]`.
 """
 
+from typing import Any
+
 import numpy as np
 from keras import ops
+
+__all__ = [
+    "MIN_FUSED_DOWN",
+    "MIN_FUSED_UP",
+    "SUM_SHIFTS",
+    "average_pool",
+    "conv_average_pool",
+    "upsample",
+    "upsample_conv",
+    "use_fused",
+]
 
 # Below these sizes of the low-resolution feature map few positions share the summed kernel. Plain over fused time, forward and
 # backward, widths of 128 px, batch 16, two CPU cores (float32, bfloat16):
@@ -39,7 +52,7 @@ def use_fused(mode: str, low_resolution: int, least: int) -> bool:
     return mode == "always" or (mode == "auto" and low_resolution >= least)
 
 
-def upsample(images):
+def upsample(images: Any) -> Any:
     """Nearest-neighbour upsampling: `[B, H, W, C]` to `[B, 2H, 2W, C]`."""
     # `ops.repeat` would hide the shape from TFLite, `ops.image.resize` has no gradient in XLA.
     _, height, width, channels = images.shape
@@ -47,7 +60,7 @@ def upsample(images):
     return ops.reshape(ops.concatenate([rows, rows], axis=2), (-1, 2 * height, 2 * width, channels))
 
 
-def average_pool(images):
+def average_pool(images: Any) -> Any:
     """Average over 2x2 windows: `[B, 2H, 2W, C]` to `[B, H, W, C]`."""
     return ops.average_pool(images, 2, strides=2, padding="valid", data_format="channels_last")
 
@@ -59,7 +72,7 @@ def _sum_shifts(kernel, matrix):
     return ops.reshape(summed, (4, 4, inputs, outputs))
 
 
-def upsample_conv(images, kernel, mode: str = "auto"):
+def upsample_conv(images: Any, kernel: Any, mode: str = "auto") -> Any:
     """`conv(upsample(images))` with zero padding: `[B, H, W, C]` to `[B, 2H, 2W, F]`.
 
     Args:
@@ -76,7 +89,7 @@ def upsample_conv(images, kernel, mode: str = "auto"):
     return ops.conv_transpose(images, fused, strides=2, padding="same", data_format="channels_last")
 
 
-def conv_average_pool(images, kernel, mode: str = "auto"):
+def conv_average_pool(images: Any, kernel: Any, mode: str = "auto") -> Any:
     """`average_pool(conv(images))` with zero padding: `[B, 2H, 2W, C]` to `[B, H, W, F]`.
 
     Args:

@@ -1,5 +1,8 @@
 """The layers against NumPy in float64; these tests run on every Keras backend."""
 
+import inspect
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -291,3 +294,11 @@ class PrecisionTest:
         for variable in (*conv_layer.variables, *norm.variables):
             assert keras.backend.standardize_dtype(variable.dtype) == "float32"
         assert keras.backend.standardize_dtype(conv_layer.normalized_weight().dtype) == "float32"
+
+
+class ExamplesTest:
+    @pytest.mark.parametrize("name", ["SNConv2D", "SNDense", "SNEmbedding", "SelfAttention"])
+    def test_runs_as_it_stands(self, name):
+        (code,) = re.findall(r"```python\n(.*?)```", inspect.cleandoc(getattr(layers, name).__doc__), re.DOTALL)
+        assert f"import {name}\n" in code
+        exec(code, {})
