@@ -24,6 +24,7 @@ from sagan_tf.metrics import classifiers
 from sagan_tf.networks import spectral_norms
 from sagan_tf.runs import diagnosis, distribution, history
 from sagan_tf.runs.checkpoints import Checkpoints, write_file, written_or_told
+from sagan_tf.runs.run import Run
 from sagan_tf.training import METRICS, Trainer
 
 # What sysexits.h calls EX_TEMPFAIL: launchers that retry on it continue the run.
@@ -278,30 +279,31 @@ class Reporter:
         for sentence in sentences:
             logging.warning("%s", sentence)
 
-    def measured(self, source: data.Source) -> set[int]:
-        """Returns the steps that this run has evaluated before."""
-        from sagan_tf.commands import evaluate
-        from sagan_tf.metrics import evaluation
+    def _evaluator(self, source: data.Source):
+        from sagan_tf.metrics.evaluator import Evaluator, Protocol
 
-        protocol = evaluation.Protocol(num_samples=self.config.num_samples)
-        return evaluate.measured(self.config, source, self._classifier, protocol, self.trainer.ema_generator is not None)
+        protocol, cache = Protocol(num_samples=self.config.num_samples), Run(self.config.model_dir, self.config).statistics_dir
+        return Evaluator(source, self._classifier, protocol, cache, self.trainer.strategy, self.config.dataset)
+
+    def _sampler(self, step: int) -> sampling.Sampler:
+        return sampling.sampler(self.trainer.sampler, self.config, step=step, use_ema=self.trainer.ema_generator is not None)
+
+    def measured(self, source: data.Source) -> set[int | None]:
+        """Returns the steps that this run has evaluated before."""
+        from sagan_tf.runs import evaluation
+
+        protocol = self._evaluator(source).protocol_of(self._sampler(0))
+        return evaluation.measured(Run(self.config.model_dir, self.config), protocol)
 
     def evaluate(self, step: int, source: data.Source) -> None:
         """Measures the generator as `sagan-evaluate` does, and keeps the checkpoint if its FID is the best."""
-        from sagan_tf.commands import evaluate
-        from sagan_tf.metrics import evaluation
-
         began = time.monotonic()
-        protocol = evaluation.Protocol(num_samples=self.config.num_samples)
-        record = evaluate.evaluate_generator(
-            self.trainer.sampler, source, self.config, self._classifier, protocol, strategy=self.trainer.strategy
-        )
-        record["protocol"]["use_ema"] = self.trainer.ema_generator is not None
-        evaluate.keep(self.config, step, record)
-        self.evaluated = f"Step {step}:\n{evaluation.table(record)}"
+        record = self._evaluator(source).measure(self._sampler(step))
+        run = Run(self.config.model_dir, self.config)
+        run.add(record)
+        self.evaluated = f"Step {step}:\n{record}"
         logging.info("%s", self.evaluated)
-        records = history.read(self.config.model_dir)
-        fids = [other["values"]["fid"] for other in records if other["protocol"] == record["protocol"]]
+        fids = [other.values["fid"] for other in run.records if other.protocol == record.protocol]
         self._warn(self._diagnosis.of_fids(step, fids))
         self._since += time.monotonic() - began  # Not training time.
 

@@ -18,6 +18,8 @@ import tensorflow as tf
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 
+__all__ = ["Classifier", "embedded_network", "inception_source", "load", "of", "resize_bilinear"]
+
 # TF-GAN's Inception graph of 2015 (1008 logits, pool_3 of 2048), the one behind the published numbers.
 INCEPTION_HANDLE = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 INCEPTION_SIZE = 299
@@ -149,7 +151,7 @@ def _saved_model(name: str, path: str, logits: str, pool: str, size: int) -> Cla
     if signature is not None:
         arguments = list(signature.structured_input_signature[1]) or ["images"]
         if len(arguments) > 1:
-            raise UserError(f"The classifier {path} takes {', '.join(arguments)}, where it should take images alone.")
+            raise UserError(f"The classifier {path} takes {', '.join(sorted(arguments))}, where it should take images alone.")
         (argument,) = arguments
 
         def call(images):

@@ -57,8 +57,9 @@ class Record:
         p = self.protocol
         lines = [f"  {name:28} {value:12.5g}" for name, value in self.values.items()]
         measured = f"{p['num_samples']} samples against {p['real_images']} images of {p['dataset']}; classifier {p['classifier']}"
-        drawn = f"; {p['batch_norm']} batch norm; truncation {p['truncation'] or 'none'}; seed {p['seed']}" if "seed" in p else ""
-        lines.append(f"  ({measured}, {p['resize']}{drawn})")
+        drawn = [f"{p['batch_norm']} batch norm"] if "batch_norm" in p else []
+        drawn += [f"truncation {p['truncation'] or 'none'}", f"seed {p['seed']}"] if "seed" in p else []
+        lines.append(f"  ({'; '.join([measured + ', ' + p['resize'], *drawn])})")
         return "\n".join(lines + [f"  note: {warning}" for warning in self.warnings])
 
 

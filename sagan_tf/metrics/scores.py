@@ -1,7 +1,7 @@
 """Inception Score, FID and KID by TF-GAN; precision, recall, density and coverage beside them.
 
 The only module that imports TF-GAN. All functions take arrays of classifier outputs and return
-Python floats; what was measured, and how, is the business of `evaluation.py`.
+Python floats; what was measured, and how, is the business of `evaluator.py`.
 """
 
 import importlib
@@ -11,6 +11,9 @@ import types
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
+
+__all__ = ["NEIGHBOURS", "Moments", "frechet_distance", "inception_score", "kernel_distance", "manifold_metrics", "tfgan"]
 
 _MODULE = "tensorflow_gan.python.eval.classifier_metrics"
 # k of precision, recall, density and coverage.
@@ -27,7 +30,7 @@ def _import_tfgan() -> types.ModuleType:
     registered = []
     if "tensorflow_gan" not in sys.modules:
         spec = importlib.util.find_spec("tensorflow_gan")
-        if spec is None:
+        if spec is None or spec.submodule_search_locations is None:
             raise ImportError("tensorflow_gan is not installed: pip install tensorflow-gan")
         (root,) = spec.submodule_search_locations
         for name, path in (("tensorflow_gan", root), ("tensorflow_gan.python", f"{root}/python")):
@@ -53,7 +56,7 @@ def _check(**arrays: np.ndarray) -> None:
             raise ValueError(f"{name} holds values that are not finite")
 
 
-def inception_score(logits, splits: int = 1) -> float:
+def inception_score(logits: ArrayLike, splits: int = 1) -> float:
     """Inception Score: `exp mean KL(p(y|x) || p(y))`, averaged over equal splits.
 
     Args:
@@ -73,7 +76,7 @@ def inception_score(logits, splits: int = 1) -> float:
     return float(np.mean([score(tf.constant(part)).numpy() for part in np.split(logits, splits)]))
 
 
-def frechet_distance(real, generated) -> float:
+def frechet_distance(real: ArrayLike, generated: ArrayLike) -> float:
     """Fréchet distance between Gaussians fitted to activations `[N, D]`: FID if they are Inception's pool_3.
 
     Raises:
@@ -83,7 +86,7 @@ def frechet_distance(real, generated) -> float:
     return moments[0].distance(moments[1])
 
 
-def kernel_distance(real, generated) -> float:
+def kernel_distance(real: ArrayLike, generated: ArrayLike) -> float:
     """Kernel Inception distance between activations `[N, D]`: unbiased MMD with a cubic kernel, in one block.
 
     Computed in float64.
@@ -111,7 +114,7 @@ class Moments:
         self._products = np.zeros((dimensions, dimensions))
         self._shift = np.zeros(dimensions)
 
-    def add(self, activations) -> "Moments":
+    def add(self, activations: ArrayLike) -> "Moments":
         """Adds a batch `[N, D]` and returns itself.
 
         Raises:
@@ -161,7 +164,7 @@ class Moments:
         return float(np.sum((self.mean - other.mean) ** 2) + covariances)
 
 
-def manifold_metrics(real, generated, neighbours: int = NEIGHBOURS, block: int = 1024) -> dict[str, float]:
+def manifold_metrics(real: ArrayLike, generated: ArrayLike, neighbours: int = NEIGHBOURS, block: int = 1024) -> dict[str, float]:
     """Precision, recall, density and coverage from k-nearest-neighbour balls.
 
     precision: share of generated points inside some real point's ball; recall: the reverse;
