@@ -5,20 +5,19 @@ import os
 import re
 import subprocess
 import sys
-import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf import networks
-from sagan_tf.commands import export
+from sagan_tf import networks, sampling
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
+from sagan_tf.export import formats, saved_model
 from sagan_tf.networks import model_state
-from sagan_tf.runs import history
 from sagan_tf.runs.checkpoints import Checkpoints
+from sagan_tf.runs.run import load_run
 
 LOAD_ALONE = """
 import sys
@@ -42,7 +41,7 @@ def exported(tmp_path_factory):
     generator = networks.generator(config)
     generator.get_layer("attention").gamma.assign(0.8)
     directory = tmp_path_factory.mktemp("export") / "model"
-    export.export(config, generator, str(directory))
+    saved_model.export(config, generator, str(directory))
     return generator, directory
 
 
@@ -96,6 +95,37 @@ class SavedModelTest:
             np.testing.assert_allclose(np.load(tmp_path / "out" / "attention.npy"), attention, atol=1e-5)
 
 
+class LoadedTest:
+    def test_draws_what_the_network_draws(self, exported):
+        generator, directory = exported
+        loaded = saved_model.load(str(directory))
+        assert (loaded.image_size, loaded.z_dim, loaded.num_classes) == (32, 4, 3)
+        assert loaded.gamma == pytest.approx(0.8)
+        draws = sampling.Draws(seed=1, truncation=1.5)
+        sampler = loaded.sampler(draws)
+        assert sampler.facts == {"seed": 1, "truncation": 1.5, "generated_by": str(directory)}
+        numbers, labels = tf.range(5, dtype=tf.int64), tf.constant([0, 1, 2, 2, 0])
+        z = sampling.draw_z(numbers, 4, seed=1, truncation=1.5)
+        np.testing.assert_allclose(sampler.draw(numbers, labels), generator([z, labels], training=False), atol=5e-6)
+        images, maps = networks.with_attention(generator)([z, labels])
+        for found, expected in zip(loaded.attend(z, labels), (images, maps), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    def test_without_classes_or_attention(self, tmp_path):
+        config = Config(image_size=32, gf_dim=1, df_dim=1, z_dim=2, num_classes=0, attention_resolution=0)
+        saved_model.export(config, networks.generator(config), str(tmp_path / "out"))
+        loaded = saved_model.load(str(tmp_path / "out"))
+        assert (loaded.num_classes, loaded.gamma) == (0, None)
+        with pytest.raises(UserError, match="has no attention signature: export a run"):
+            loaded.attend(tf.zeros([1, 2]), tf.zeros([1], tf.int32))
+
+    def test_refuses_what_is_no_export(self, tmp_path):
+        with pytest.raises(UserError, match=f"--saved_model={tmp_path}/none does not exist"):
+            saved_model.load(f"{tmp_path}/none")
+        with pytest.raises(UserError, match=f"--saved_model={tmp_path} is not a SavedModel that sagan-export wrote"):
+            saved_model.load(str(tmp_path))
+
+
 def run_tflite(directory, z, labels):
     interpreter = pytest.importorskip("ai_edge_litert.interpreter")
     model = interpreter.Interpreter(str(directory / "generator.tflite"))
@@ -126,9 +156,9 @@ class OtherFormatsTest:
         for _ in range(10):  # Moving averages that are not those of the start.
             generator([z, tf.range(32) % max(classes, 1)], training=True)
         directory = tmp_path_factory.mktemp("formats") / "model"
-        export.export(config, generator, str(directory))
-        export.write_tflite(str(directory))
-        export.write_onnx(str(directory))
+        saved_model.export(config, generator, str(directory))
+        formats.write_tflite(str(directory))
+        formats.write_onnx(str(directory))
         return generator, directory, classes
 
     @pytest.mark.parametrize("batch", [1, 5])
@@ -142,13 +172,21 @@ class OtherFormatsTest:
         # Rounding: each runtime adds up the products of a convolution in its own order; 9e-6 was measured.
         np.testing.assert_allclose(run(directory, z, labels), expected, atol=2e-5)
 
-    def test_unknown_and_missing(self, monkeypatch):
+    def test_unknown_and_missing(self, monkeypatch, tmp_path):
         with pytest.raises(UserError, match="'tfjs' is not one of saved_model, tflite, onnx"):
-            export.check_formats(["saved_model", "tfjs"])
-        monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-        export.check_formats(["saved_model", "tflite"])
+            formats.check("out", ["saved_model", "tfjs"])
+        monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
+        formats.check(str(tmp_path), ["saved_model", "tflite"])
         with pytest.raises(UserError, match="pip install tf2onnx"):
-            export.check_formats(["onnx"])
+            formats.check("out", ["onnx"])
+
+    def test_directory(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match="--export_dir is missing"):
+            formats.check("", ["saved_model"])
+        for path in (tmp_path, tmp_path / "file"):
+            with pytest.raises(UserError, match=f"--export_dir={path} is not empty: choose another"):
+                formats.check(str(path), ["saved_model"])
 
 
 CONFIG = Config(
@@ -157,8 +195,8 @@ CONFIG = Config(
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
-    """Returns a function that exports a run of two checkpoints to `out` and returns its model card."""
+def run(tmp_path, monkeypatch):
+    """A run of two checkpoints, `run`."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(CONFIG.to_json())
@@ -168,15 +206,14 @@ def command(tmp_path, monkeypatch):
     for step in (3, 7):
         checkpoints.save(step, state | model_state("discriminator", discriminator))
     checkpoints.wait()
+    return load_run("run")
 
-    def call(**values):
-        defaults = {"export_dir": "out", "formats": ["saved_model"], "checkpoint_step": None, "use_ema": None}
-        monkeypatch.setattr(export, "FLAGS", types.SimpleNamespace(**defaults | values))
-        monkeypatch.setattr(export.cli, "trained_config", lambda: CONFIG.replace(model_dir="run"))
-        export.main()
-        return (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
-    return call
+def export_card(run, *arguments):
+    """Exports a run to `out` and returns its model card."""
+    formats.export_run(run, "out", *arguments)
+    with open(os.path.join("out", "README.md"), encoding="utf-8") as file:
+        return file.read()
 
 
 def record(step, value, **protocol):
@@ -185,8 +222,8 @@ def record(step, value, **protocol):
 
 
 class ModelCardTest:
-    def test_says_what_the_generator_is(self, command):
-        card = command()
+    def test_says_what_the_generator_is(self, run):
+        card = export_card(run)
         count = sum(int(np.prod(weight.shape)) for weight in networks.generator(CONFIG).trainable_variables)
         assert f"| parameters | {count:,} trainable" in card
         assert "| channels by resolution | 8 at 4x4, 8 at 8x8, 8 at 16x16, 8 at 32x32 |" in card
@@ -198,7 +235,7 @@ class ModelCardTest:
         assert "None are recorded" in card
         assert "tflite" not in card and "onnx" not in card
 
-    def test_shows_the_metrics_of_this_generator_alone(self, command):
+    def test_shows_the_metrics_of_this_generator_alone(self, run):
         records = [
             record(3, 11.0),
             record(7, 22.0),
@@ -206,24 +243,24 @@ class ModelCardTest:
             record(7, 44.0, num_samples=9),
             record(7, 55.0),
         ]
-        with open(os.path.join("run", history.METRICS_FILE), "w", encoding="utf-8") as file:
+        with open("run/metrics.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(each) + "\n" for each in records)
-        card = command()
+        card = export_card(run)
         assert re.findall(r"\| fid \| (\d+) \|", card) == ["55", "44"]
         assert card.count("Mind this.") == 2
         for entry in ("| num_samples | `600` |", "| num_samples | `9` |", "| measured at | `2026-01-02T03:04:05Z` |"):
             assert entry in card
         assert "compare with each other alone" in card
 
-    def test_names_the_checkpoint_that_was_read(self, command):
+    def test_names_the_checkpoint_that_was_read(self, run):
         with open("run/checkpoints/7/ckpt.data-00000-of-00001", "wb") as file:
             file.write(b"x")
-        assert "| step | 3 of 1,000,000 |" in command()
+        assert "| step | 3 of 1,000,000 |" in export_card(run)
 
-    def test_its_python_runs(self, command, monkeypatch):
+    def test_its_python_runs(self, run, monkeypatch):
         for name in ("tf2onnx", "onnxruntime", "ai_edge_litert"):
             pytest.importorskip(name)
-        card = command(formats=["saved_model", "tflite", "onnx"])
+        card = export_card(run, formats.FORMATS)
         monkeypatch.chdir("out")
         outputs = []
         for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
@@ -234,3 +271,15 @@ class ModelCardTest:
         np.testing.assert_allclose(outputs[1], outputs[0], atol=2e-5)
         np.testing.assert_allclose(outputs[2], outputs[0], atol=2e-5)
         assert outputs[3].name == "discriminator"
+
+
+class CommandTest:
+    def test_exports_what_the_flags_say(self, run):
+        command = [sys.executable, "-m", "sagan_tf.commands.export", "--model_dir=run", "--export_dir=out"]
+        command += ["--checkpoint_step=3", "--nouse_ema"]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+        assert "SavedModel in out: out/README.md says how to use it." in printed
+        with open("out/README.md", encoding="utf-8") as file:
+            card = file.read()
+        assert "| step | 3 of 1,000,000 |" in card
+        assert "| weights | the last ones, not an average |" in card

@@ -8,9 +8,9 @@ import tensorflow as tf
 
 from sagan_tf import config as config_lib
 from sagan_tf import restore
-from sagan_tf.commands import export
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
+from sagan_tf.export import saved_model
 from sagan_tf.runs.checkpoints import Checkpoints
 from sagan_tf.runs.reference_checkpoint import convert
 from sagan_tf.training import Trainer
@@ -107,7 +107,7 @@ class ConversionTest:
     def test_export_equals_the_reference(self, converted, tmp_path):
         config, directory = converted
         a = np.load(os.path.join(GOLDEN, "sagan.npz"))
-        export.export(config, restore(directory)[0], str(tmp_path / "out"))
+        saved_model.export(config, restore(directory)[0], str(tmp_path / "out"))
         serve = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_default"]
         images = serve(z=tf.constant(a["trained/z"]), labels=tf.constant(a["trained/labels"]))["images"]
         np.testing.assert_allclose(images, a["trained/generated_eval"], atol=5e-6)
