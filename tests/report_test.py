@@ -5,8 +5,8 @@ import html.parser
 import json
 import os
 import shutil
+import subprocess
 import sys
-import types
 
 import keras
 import numpy as np
@@ -15,12 +15,14 @@ import tensorflow as tf
 from PIL import Image
 
 from sagan_tf import networks
-from sagan_tf.commands import report
+from sagan_tf.commands.report import split_directories
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.networks import model_state
-from sagan_tf.runs import history
+from sagan_tf.report import page, plots
 from sagan_tf.runs.checkpoints import Checkpoints
+from sagan_tf.runs.run import Run
+from sagan_tf.runs.scalars import read_scalars
 
 CONFIG = Config(image_size=32, gf_dim=2, df_dim=2, z_dim=4, num_classes=3, attention_resolution=8, batch_size=4, deterministic=True)
 PROTOCOL = {"num_samples": 50, "classifier": "embedded", "versions": {"keras": "3"}}
@@ -90,7 +92,7 @@ def other(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def document(trained):
-    return report.page([report.load_run(trained)])
+    return page.page([page.load(trained)])
 
 
 class Outline(html.parser.HTMLParser):
@@ -119,7 +121,7 @@ class Outline(html.parser.HTMLParser):
 
 class ScalarsTest:
     def test_curves_are_what_was_written(self, trained):
-        run = report.load_run(trained)
+        run = page.load(trained)
         steps, values = run.curves["training/generator_loss"]
         np.testing.assert_array_equal(steps, list(LOSSES))
         np.testing.assert_allclose(values, list(LOSSES.values()), rtol=1e-6)
@@ -130,7 +132,7 @@ class ScalarsTest:
         """The first process went to step 40, the second continued at 20."""
         write_scalars(tmp_path, {"a": {10: 1.0, 20: 2.0, 30: 3.0, 40: 4.0}}, ".z")
         write_scalars(tmp_path, {"a": {30: -3.0, 40: -4.0, 50: -5.0}}, ".a")
-        steps, values = history.read_scalars(tmp_path / "summaries")["a"]
+        steps, values = read_scalars(tmp_path / "summaries")["a"]
         assert steps.tolist() == [10, 20, 30, 40, 50]
         assert values.tolist() == [1.0, 2.0, -3.0, -4.0, -5.0]
 
@@ -139,27 +141,26 @@ class ScalarsTest:
         (name,) = os.listdir(tmp_path / "summaries")
         content = (tmp_path / "summaries" / name).read_bytes()
         (tmp_path / "summaries" / name).write_bytes(content[: len(content) // 2])
-        steps, values = history.read_scalars(tmp_path / "summaries")["a"]
+        steps, values = read_scalars(tmp_path / "summaries")["a"]
         assert 30 < len(steps) < 70
         np.testing.assert_array_equal(steps, values)
 
     def test_metrics_come_with_their_protocol_from_the_record(self, trained, tmp_path):
-        curves = report.load_run(trained).curves
+        curves = page.load(trained).curves
         assert [each.tolist() for each in curves["metrics/fid"]] == [[10, 20, 30], [30.0, 10.5, 20.25]]
         write_records(tmp_path, {10: {"fid": 1.0}, 20: {"fid": 2.0}})
         write_records(tmp_path, {20: {"fid": 5.0}}, PROTOCOL | {"seed": 1})
         write_records(tmp_path, {20: {"fid": 3.0}})
-        records = history.read(str(tmp_path))
-        curves = report.metric_curves(records)
+        curves = page.metric_curves(Run(str(tmp_path), CONFIG).records)
         assert curves["metrics/fid"][1].tolist() == [1.0, 3.0]
         assert curves["metrics/fid (protocol 2)"][1].tolist() == [5.0]
 
     def test_long_curves_are_thinned_to_means(self):
         steps = np.arange(1000)
-        thinned = report.thin((steps, steps * 2.0), 100)
+        thinned = plots.thin((steps, steps * 2.0), 100)
         np.testing.assert_allclose(thinned[0], steps.reshape(100, 10).mean(1))
         np.testing.assert_allclose(thinned[1], 2 * thinned[0])
-        assert report.thin((steps, steps), 1000)[0] is steps
+        assert plots.thin((steps, steps), 1000)[0] is steps
 
 
 class PageTest:
@@ -187,8 +188,8 @@ class PageTest:
         assert len(rows) == len(dataclasses.fields(Config)) - 1
 
     def test_has_the_panels_of_what_was_recorded(self, document, trained):
-        run = report.load_run(trained)
-        titles = [title for title, _, _ in report.panels([run])]
+        run = page.load(trained)
+        titles = [title for title, _, _ in plots.panels({run.name: run.curves})]
         assert titles == ["FID", "Inception Score", "Losses", "Logits of the discriminator", "Gamma of the attention blocks"] + [
             "Images per second",
             "Novel",
@@ -199,35 +200,34 @@ class PageTest:
     def test_shows_the_last_grid_and_attention(self, document, trained):
         assert "step 10: a class per row" in document
         with Image.open(os.path.join(trained, "samples", "00000010.png")) as image:
-            assert report.picture(image) in document
+            assert f'src="{page.picture(image).source}"' in document
         assert document.count("<img") == 3
-        without = dataclasses.replace(report.load_run(trained), config=CONFIG.replace(attention_resolution=0))
-        assert "no self-attention" in report.attention_figures(without)
+        without = dataclasses.replace(page.load(trained), run=Run(trained, CONFIG.replace(attention_resolution=0)))
+        assert "no self-attention" in page.page([without])
 
     def test_large_pictures_become_small(self):
         noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 1600, 3), dtype=np.uint8))
-        tag = report.picture(noise)
-        assert 'width="1400" height="1312"' in tag
-        assert "data:image/webp" in tag
+        shown = page.picture(noise)
+        assert (shown.width, shown.height) == (1400, 1312)
+        assert "data:image/webp" in shown.source
 
     def test_curve_of_the_plot_has_the_values(self):
         """The line's corners, scaled to the axes, are the values."""
         values = np.array([3.0, 1.0, 2.0, 5.0])
-        run = report.Run("r", "r", CONFIG, {"a/b": (np.array([0, 10, 20, 30]), values)}, [])
-        svg = report.plot("t", "", ["a/b"], [run], "p")
-        colour = f"stroke: {report._COLOURS[0]}"
+        svg = plots.plot("t", "", ["a/b"], {"r": {"a/b": (np.array([0, 10, 20, 30]), values)}}, "p")
+        colour = f"stroke: {plots.COLOURS[0]}"
         path = next(part for part in svg.split("<path")[1:] if colour in part.split("/>")[0])
         words = path.split('d="')[1].split('"')[0].split()
         y = -np.array([float(words[i + 2]) for i, word in enumerate(words) if word in "ML"])
         np.testing.assert_allclose((y - y[1]) / (y[3] - y[1]), (values - 1) / 4, atol=1e-4)
         assert "currentColor" in svg
-        assert report._INK not in svg
+        assert plots.INK not in svg
 
 
 class ComparisonTest:
     def test_states_last_and_best_and_what_differs(self, trained, other):
-        runs = [report.load_run(trained), report.load_run(other)]
-        document = report.page(runs)
+        runs = [page.load(trained), page.load(other)]
+        document = page.page(runs)
         rows = Outline(document).rows
         assert ["fid", "20.25 (step 30); best 10.5 (step 20)", "7.75 (step 40); best 7.75 (step 40)"] in rows
         assert ["inception_score", "3 (step 30); best 4 (step 20)", ""] in rows
@@ -237,9 +237,9 @@ class ComparisonTest:
         assert len(Outline(document).ids) == len(set(Outline(document).ids))
 
     def test_overlays_a_curve_of_each_run(self, trained, other):
-        runs = [report.load_run(trained), report.load_run(other)]
-        svg = report.plot("Losses", "", ["training/generator_loss"], runs, "p")
-        assert all(f"stroke: {colour}" in svg for colour in report._COLOURS[:2])
+        runs = {run.name: run.curves for run in (page.load(trained), page.load(other))}
+        svg = plots.plot("Losses", "", ["training/generator_loss"], runs, "p")
+        assert all(f"stroke: {colour}" in svg for colour in plots.COLOURS[:2])
         assert ">one<" in svg
         assert ">two<" in svg
 
@@ -249,10 +249,9 @@ class RefusalTest:
     def refusal(self, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
 
-        def call(**values):
-            monkeypatch.setattr(report, "FLAGS", types.SimpleNamespace(**{"output": "out.html", "model_dir": ""} | values))
+        def call(model_dir, output="out.html"):
             with pytest.raises(UserError) as error:
-                report.main()
+                page.write(split_directories(model_dir), output)
             assert "\n" not in str(error.value)
             assert not os.path.exists("out.html")
             return str(error.value)
@@ -260,43 +259,43 @@ class RefusalTest:
         return call
 
     def test_directories(self, refusal, trained, tmp_path):
-        assert "--model_dir is missing" in refusal()
-        assert "--output is missing" in refusal(output="", model_dir=trained)
-        assert "does not exist" in refusal(model_dir="nowhere")
-        assert "does not exist" in refusal(model_dir=f"{trained},nowhere")
-        assert "names a run twice" in refusal(model_dir=f"{trained},{trained}/")
+        assert "--model_dir is missing" in refusal("")
+        assert "--output is missing" in refusal(trained, output="")
+        assert "does not exist" in refusal("nowhere")
+        assert "does not exist" in refusal(f"{trained},nowhere")
+        assert "names a run twice" in refusal(f"{trained},{trained}/")
         os.mkdir("empty")
-        assert "not the directory of a training run" in refusal(model_dir="empty")
+        assert "not the directory of a training run" in refusal("empty")
         (tmp_path / "empty" / "config.json").write_text(CONFIG.to_json())
-        assert "nothing recorded yet" in refusal(model_dir="empty")
+        assert "nothing recorded yet" in refusal("empty")
         (tmp_path / "empty" / "metrics.jsonl").write_text("{")
-        assert "metrics.jsonl cannot be read" in refusal(model_dir="empty")
+        assert "metrics.jsonl cannot be read" in refusal("empty")
 
     def test_output(self, refusal, trained, tmp_path):
         (tmp_path / "file").write_text("")
-        assert "cannot be written" in refusal(model_dir=trained, output="file/out.html")
+        assert "cannot be written" in refusal(trained, output="file/out.html")
         os.mkdir("folder")
-        assert "is a directory" in refusal(model_dir=trained, output="folder")
+        assert "is a directory" in refusal(trained, output="folder")
 
     def test_damaged_grid(self, refusal, trained, tmp_path):
         shutil.copytree(trained, tmp_path / "copy")
         (tmp_path / "copy" / "samples" / "00000011.png").write_bytes(b"x")
-        assert "00000011.png cannot be read" in refusal(model_dir="copy")
+        assert "00000011.png cannot be read" in refusal("copy")
 
     def test_missing_matplotlib(self, refusal, trained, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        assert "matplotlib, which is not installed: pip install" in refusal(model_dir=trained)
+        assert "matplotlib, which is not installed: pip install" in refusal(trained)
 
 
-class MainTest:
-    def test_writes_the_page_and_says_so(self, trained, other, tmp_path, monkeypatch, capsys):
-        values = {"output": str(tmp_path / "new" / "out.html"), "model_dir": f"{trained},{other}"}
-        monkeypatch.setattr(report, "FLAGS", types.SimpleNamespace(**values))
-        report.main()
-        assert "open it in any browser" in capsys.readouterr().out
-        assert "one and two" in (tmp_path / "new" / "out.html").read_text(encoding="utf-8")
+class CommandTest:
+    def test_writes_the_page_and_says_so(self, trained, other, tmp_path):
+        output = tmp_path / "new" / "out.html"
+        command = [sys.executable, "-m", "sagan_tf.commands.report", f"--model_dir={trained},{other}", f"--output={output}"]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+        assert f"Report in {output} ({output.stat().st_size / 1e6:.1f} MB): open it in any browser." in printed
+        assert "one and two" in output.read_text(encoding="utf-8")
 
     def test_directory_with_a_comma_is_one_run(self, tmp_path):
         os.mkdir(tmp_path / "a,b")
-        assert report.split_directories(f"{tmp_path}/a,b") == [f"{tmp_path}/a,b"]
-        assert report.split_directories("a, b") == ["a", "b"]
+        assert split_directories(f"{tmp_path}/a,b") == [f"{tmp_path}/a,b"]
+        assert split_directories("a, b") == ["a", "b"]
