@@ -1,52 +1,43 @@
-"""BUILD says what the modules import."""
+"""BUILD says which folder imports which."""
 
 import ast
-import os
 
-ROOT = os.path.dirname(os.path.dirname(__file__))
-
-
-def modules():
-    """Returns the file of every module of the package, by module name."""
-    found = {}
-    for parent, _, files in os.walk(os.path.join(ROOT, "sagan_tf")):
-        for file in files:
-            if file.endswith(".py"):
-                path = os.path.relpath(os.path.join(parent, file), ROOT)
-                found[path.removesuffix(".py").replace(os.sep, ".").removesuffix(".__init__")] = path
-    return found
+from sources import ROOT, imports, modules, place, tree
 
 
-def imports(path, known):
-    names = set()
-    with open(os.path.join(ROOT, path), encoding="utf-8") as file:
-        tree = ast.parse(file.read())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                names.add(whole if whole in known else node.module)
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return {name for name in names if name in known and known[name] != path}
+def folder(path):
+    """Returns the name of a file's folder."""
+    return path.parent.name
 
 
 def targets():
-    """Returns name, source and dependencies of each py_library in BUILD."""
-    with open(os.path.join(ROOT, "BUILD"), encoding="utf-8") as file:
-        tree = ast.parse(file.read())  # Starlark is Python to the parser.
-    for node in ast.walk(tree):
+    """Returns sources and dependencies of each py_library in BUILD, but that of the tests, by name."""
+    found = {}
+    for node in ast.walk(tree(ROOT / "BUILD")):  # Starlark is Python to the parser.
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "py_library":
-            values = {
-                keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords if not isinstance(keyword.value, ast.Call)
-            }
-            yield values["name"], values["srcs"][0], {dep.removeprefix(":") for dep in values.get("deps", [])}
+            values = {keyword.arg: keyword.value for keyword in node.keywords}
+            (pattern,) = ast.literal_eval(values["srcs"].args[0])
+            deps = ast.literal_eval(values.get("deps", ast.List([])))
+            found[ast.literal_eval(values["name"])] = (sorted(ROOT.glob(pattern)), {dep.removeprefix(":") for dep in deps})
+    del found["tests"]
+    return found
 
 
 class BuildTest:
-    def test_one_target_per_module_with_its_imports(self):
-        known = modules()
-        name_of = {path: name for name, path, _ in targets()}
-        assert set(name_of) == set(known.values())
-        for name, path, deps in targets():
-            assert deps == {name_of[known[module]] for module in imports(path, known)}, name
+    def test_every_module_is_of_one_target_called_after_its_folder(self):
+        sources = {name: paths for name, (paths, _) in targets().items()}
+        assert sources.pop("tools") == sorted((ROOT / "tools").glob("*.py"))
+        assert sorted(path for paths in sources.values() for path in paths) == sorted(modules().values())
+        assert [place(path) for name, paths in sources.items() for path in paths if folder(path) != name] == []
+
+    def test_targets_depend_on_what_they_import(self):
+        for name, (paths, deps) in targets().items():
+            imported = {folder(modules()[module]) for path in paths for module in imports(path)}
+            # Importing any module imports the package.
+            assert deps == (imported | {"sagan_tf"}) - {name}, name
+
+    def test_targets_stand_below_those_that_use_them(self):
+        seen = set()
+        for name, (_, deps) in targets().items():
+            assert deps <= seen, f"{name} needs {sorted(deps - seen)}, which BUILD names later"
+            seen.add(name)
