@@ -25,7 +25,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["sagan_tf", "sagan_tf.*"]),
-    package_data={"sagan_tf": ["py.typed", "assets/*"]},
+    package_data={"sagan_tf": ["py.typed", "assets/**"]},
     data_files=list(FLAGFILES.items()),
     install_requires=[
         "tensorflow>=2.18",
@@ -33,6 +33,7 @@ setup(
         "numpy",
         "scipy>=1.11",
         "pandas>=2.0",
+        "matplotlib>=3.8",
         "absl-py",
         "pillow>=10.4",
         "jinja2>=3.1",
@@ -50,9 +51,11 @@ setup(
         "importlib_resources",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "selenium", "matplotlib", "ruff", "tf2onnx", "onnxruntime", "ai-edge-litert"],
+        "test": [
+            *("pytest", "pytest-cov", "pytest-xdist", "selenium", "tf2onnx", "onnxruntime", "ai-edge-litert"),
+            *("ruff", "mypy", "pandas-stubs", "scipy-stubs"),
+        ],
         "jax": ["jax"],
-        "report": ["matplotlib"],
         "onnx": ["tf2onnx"],
     },
     entry_points={"console_scripts": [f"sagan-{name}=sagan_tf.commands.{module}:run" for name, module in COMMANDS.items()]},
