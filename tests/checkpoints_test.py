@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf.config import CONFIG_FILE, Config
+from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.runs import checkpoints as checkpoints_lib
-from sagan_tf.runs.checkpoints import Checkpoints, restore
+from sagan_tf.runs.checkpoints import Checkpoints
+from sagan_tf.runs.run import Run, load_run
 from sagan_tf.training import Trainer
 
 
@@ -112,7 +113,7 @@ class DamageTest:
         def full_disk(path):
             raise OSError(28, "No space left on device", path)
 
-        monkeypatch.setattr(checkpoints_lib, "_sync", full_disk)
+        monkeypatch.setattr(checkpoints_lib.files, "sync", full_disk)
         checkpoints.save(2, variables(2))
         with pytest.raises(UserError, match=r"No space left.* step 1"):
             checkpoints.wait()
@@ -131,40 +132,41 @@ class MismatchTest:
             saved(tmp_path, [1, 2]).restore(variables(), step=9)
 
 
-class RestoreTest:
-    def run_dir(self, path, **settings):
+class NetworksTest:
+    """The networks of a run, from its checkpoints."""
+
+    def trained(self, path, **settings):
         config = Config(
             image_size=32, gf_dim=2, df_dim=2, z_dim=4, num_classes=3, attention_resolution=8, model_dir=str(path), **settings
         )
         trainer = Trainer(config)
         for variable in trainer.generator.variables:
             variable.assign(variable + 0.25)
-        checkpoints = Checkpoints(str(path))
-        checkpoints.save(0, trainer.state())
-        checkpoints.wait()
-        (path / CONFIG_FILE).write_text(config.to_json())
+        run = Run.create(config)
+        run.checkpoints.save(0, trainer.state())
+        run.checkpoints.wait()
         return trainer
 
     def same(self, model, other):
         return all(np.array_equal(a, b) for a, b in zip(model.get_weights(), other.get_weights(), strict=True))
 
-    def test_returns_the_trained_networks(self, tmp_path):
-        trainer = self.run_dir(tmp_path)
-        generator, discriminator = restore(str(tmp_path))
-        assert self.same(generator, trainer.generator)
-        assert self.same(discriminator, trainer.discriminator)
+    def test_are_those_trained(self, tmp_path):
+        trainer = self.trained(tmp_path)
+        run = load_run(str(tmp_path))
+        assert self.same(run.generator, trainer.generator)
+        assert self.same(run.discriminator, trainer.discriminator)
 
-    def test_prefers_the_averaged_generator(self, tmp_path):
-        trainer = self.run_dir(tmp_path, ema_decay=0.5)
-        assert self.same(restore(str(tmp_path))[0], trainer.ema_generator)
-        assert self.same(restore(str(tmp_path), use_ema=False)[0], trainer.generator)
+    def test_generator_is_the_average_if_there_is_one(self, tmp_path):
+        trainer = self.trained(tmp_path, ema_decay=0.5)
+        run = load_run(str(tmp_path))
+        assert self.same(run.networks().generator, trainer.ema_generator)
+        assert self.same(run.networks(use_ema=False).generator, trainer.generator)
 
-    def test_refuses_an_average_that_was_not_kept(self, tmp_path):
-        self.run_dir(tmp_path)
+    def test_average_that_was_not_kept_is_refused(self, tmp_path):
+        self.trained(tmp_path)
         with pytest.raises(UserError, match="--ema_decay=0"):
-            restore(str(tmp_path), use_ema=True)
+            load_run(str(tmp_path)).networks(use_ema=True)
 
-    def test_refuses_a_directory_without_checkpoints(self, tmp_path):
-        (tmp_path / CONFIG_FILE).write_text(Config(num_classes=3).to_json())
+    def test_directory_without_checkpoints_is_refused(self, tmp_path):
         with pytest.raises(UserError, match="no checkpoint yet"):
-            restore(str(tmp_path))
+            Run.create(Config(num_classes=3, model_dir=str(tmp_path))).networks()

@@ -15,11 +15,11 @@ import pytest
 import tensorflow as tf
 
 from sagan_tf import data
-from sagan_tf.commands.train import batches
-from sagan_tf.config import CONFIG_FILE, Config
+from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.runs import distribution
 from sagan_tf.runs.checkpoints import Checkpoints
+from sagan_tf.runs.run import Run, load_run
 from sagan_tf.training import METRICS, Trainer
 
 STEPS = 5
@@ -50,13 +50,13 @@ def strategy_of(replicas):
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
 
 
-class Run:
+class Trained:
     def __init__(self, replicas, **settings):
         config = small(**settings)
         self.trainer = Trainer(config, strategy_of(replicas))
         self.trainer.generator.get_layer("attention").gamma.assign(0.5)
         self.initial_state = {name: tf.Variable(variable) for name, variable in self.trainer.state().items()}
-        iterator = batches(self.trainer, data.open_source(config))
+        iterator = data.train_iterator(data.open_source(config), config, self.trainer.strategy)
         first = self.trainer.train(iterator, tf.constant(1))[0].numpy()
         self.state_after_one_step = self.state()
         self.metrics = np.concatenate([first, self.trainer.train(iterator, tf.constant(STEPS - 1))[0].numpy()])
@@ -70,10 +70,9 @@ class Run:
 
     def write(self, model_dir):
         """Writes a run that has its first step before it."""
-        checkpoints = Checkpoints(str(model_dir))
-        checkpoints.save(0, self.initial_state)
-        checkpoints.wait()
-        (model_dir / CONFIG_FILE).write_text(self.trainer.config.to_json())
+        run = Run.create(self.trainer.config.replace(model_dir=str(model_dir)))
+        run.checkpoints.save(0, self.initial_state)
+        run.checkpoints.wait()
 
 
 def assert_close(actual, expected, tolerance):
@@ -116,13 +115,13 @@ def assert_same_way(actual, expected, initial, tolerance):
 
 @pytest.fixture(scope="module")
 def one_device():
-    return Run(1)
+    return Trained(1)
 
 
 class AgreementTest:
     @pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
     def test_replicas_agree_with_one_device(self, one_device, replicas):
-        run = Run(replicas)
+        run = Trained(replicas)
         losses = [METRICS.index(name) for name in METRICS if "norm" not in name]
         np.testing.assert_allclose(run.metrics[:, losses], one_device.metrics[:, losses], rtol=2e-4, atol=2e-5)
         # With beta1 = 0, Adam's momentum is the gradient itself: after one step the replicas' mean gradient is compared.
@@ -135,7 +134,7 @@ class AgreementTest:
                     np.testing.assert_array_equal(copy.numpy(), copies[0].numpy(), err_msg=f"replicas of {name} differ")
 
     def test_replicas_stay_together_with_their_own_batch_moments(self):
-        run = Run(2, sync_batch_norm=False)
+        run = Trained(2, sync_batch_norm=False)
         mirrored = 0
         for variable in (*run.trainer.generator.variables, *run.trainer.discriminator.variables):
             first, second = variable.value.values
@@ -220,15 +219,10 @@ class MultiWorkerTest:
         reader = tf.train.load_checkpoint(Checkpoints(str(tmp_path)).path(STEPS))
         state = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
         assert_same_way(state, one_device.final_state, one_device.initial(), 5e-3)
-        losses = {}
-        for path in (tmp_path / "summaries").iterdir():
-            for record in tf.data.TFRecordDataset(str(path)):
-                event = tf.compat.v1.Event.FromString(record.numpy())
-                for value in event.summary.value:
-                    if value.tag == "training/generator_loss":
-                        losses[event.step] = tf.make_ndarray(value.tensor)
+        steps, losses = load_run(str(tmp_path)).scalars()["training/generator_loss"]
+        assert steps.tolist() == list(range(1, STEPS + 1))
         expected = one_device.metrics[:, METRICS.index("generator_loss")]
-        np.testing.assert_allclose([losses[step] for step in range(1, STEPS + 1)], expected, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(losses, expected, rtol=2e-4, atol=2e-5)
 
     @pytest.mark.slow
     def test_killed_and_stopped_workers_continue_to_the_same_end(self, tmp_path):
@@ -302,4 +296,18 @@ class StrategyTest:
     def test_auto_without_gpus_is_one_device(self):
         strategy = distribution.make_strategy(Config())
         assert strategy.num_replicas_in_sync == 1
-        assert distribution.is_chief(strategy)
+        assert distribution.is_chief(Config())
+
+    @pytest.mark.parametrize(
+        ("jobs", "task", "chief"),
+        [
+            (("worker",), ("worker", 0), True),
+            (("worker",), ("worker", 1), False),
+            (("chief", "worker"), ("chief", 0), True),
+            (("chief", "worker"), ("worker", 0), False),
+        ],
+    )
+    def test_one_process_of_a_cluster_is_its_chief(self, monkeypatch, jobs, task, chief):
+        cluster = {"cluster": {job: ["localhost:1", "localhost:2"] for job in jobs}, "task": {"type": task[0], "index": task[1]}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(cluster))
+        assert distribution.is_chief(Config(distribution="multi_worker")) is chief

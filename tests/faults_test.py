@@ -1,6 +1,6 @@
 """What can go wrong around a training: kills, full and read-only disks, clocks, long runs."""
 
-import json
+import dataclasses
 import os
 import random
 import signal
@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf import data, pixels
-from sagan_tf.commands import train
+from sagan_tf import data, files, pixels
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
-from sagan_tf.runs import history
+from sagan_tf.metrics.record import Record
+from sagan_tf.runs import loop
 from sagan_tf.runs.checkpoints import Checkpoints
+from sagan_tf.runs.loop import train
+from sagan_tf.runs.run import Run, load_run
 from sagan_tf.training import Trainer
 
 TINY = {"image_size": 32, "gf_dim": 2, "df_dim": 2, "z_dim": 4, "num_classes": 6, "attention_resolution": 8, "batch_size": 4}
@@ -78,53 +80,55 @@ class DiskTest:
         directory, mount = small_disk
         mount("ro")
         with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\)"):
-            train.train(Config(model_dir=str(directory / "run"), **TINY))
+            train(Config(model_dir=str(directory / "run"), **TINY))
 
     def test_training_on_a_full_disk_ends_with_the_last_checkpoint_whole(self, small_disk):
         directory, _ = small_disk
         config = Config(model_dir=str(directory), steps_per_loop=1, save_checkpoint_steps=1, keep_checkpoints=1000, **TINY)
         with pytest.raises(UserError, match=r"could not be written .*free some space"):
-            train.train(config.replace(save_summaries_steps=1, train_steps=1000))
-        checkpoints = Checkpoints(str(directory))
+            train(config.replace(save_summaries_steps=1, train_steps=1000))
+        checkpoints = load_run(str(directory)).checkpoints
         assert checkpoints.restore(Trainer(config).state()) == checkpoints.steps()[-1]
 
-    def test_evaluation_on_a_full_disk_leaves_the_records_whole(self, small_disk):
+    def test_evaluation_on_a_full_disk_leaves_the_records_whole(self, small_disk, caplog):
         directory, _ = small_disk
-        record = {"values": {"fid": 1.0}, "protocol": {}, "warnings": []}
-        history.append(str(directory), 1, record)
+        run = Run.create(Config(model_dir=str(directory), **TINY))
+        run.add(Record({"fid": 1.0}, {}, step=1))
         with pytest.raises(OSError, match="No space"), open(directory / "filler", "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        with pytest.raises(OSError, match="No space"):  # Its first part fits into what the file has of its last page.
-            history.append(str(directory), 2, {**record, "warnings": ["x" * 10_000]})
-        assert [line["step"] for line in history.read(str(directory))] == [1]
+        # Its first part fits into what the file has of its last page.
+        run.add(Record({"fid": 1.0}, {}, ("x" * 10_000,), step=2))
+        assert "The result of step 2 cannot be recorded" in caplog.text
+        assert "No space" in caplog.text
+        assert [record.step for record in run.records] == [1]
 
     def test_samples_that_cannot_be_written_do_not_end_a_training(self, tmp_path, caplog):
         (tmp_path / "samples").touch()
-        train.train(Config(model_dir=str(tmp_path), train_steps=2, save_samples_steps=1, **TINY))
-        assert Checkpoints(str(tmp_path)).steps()[-1] == 2
+        run = train(Config(model_dir=str(tmp_path), train_steps=2, save_samples_steps=1, **TINY))
+        assert run.steps[-1] == 2
         assert "Samples of step 2 cannot be written" in caplog.text
 
 
 class EvaluationTest:
     def test_that_was_killed_is_made_when_the_run_goes_on(self, tmp_path):
         for number, image in enumerate(np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8)):
-            pixels.save_png(str(tmp_path / "images" / f"{number}.png"), image)
+            files.write(str(tmp_path / "images" / f"{number}.png"), pixels.png(image))
         settings = TINY | {"num_classes": 0, "dataset": f"folder:{tmp_path / 'images'}"}
         settings |= {"train_steps": 2, "eval_every_steps": 2, "classifier": "embedded", "num_samples": 20}
         config = Config(model_dir=str(tmp_path), **settings)
-        train.train(config)
-        (first,) = history.read(str(tmp_path))
+        run = train(config)
+        (first,) = run.records
         # As if it had been killed, and the checkpoint measured by hand in another way.
-        other = {**first, "protocol": {**first["protocol"], "num_samples": 10}}
-        (tmp_path / history.METRICS_FILE).write_text(json.dumps(other) + "\n")
-        train.train(config)
-        second = history.read(str(tmp_path))[-1]
-        assert (second["step"], second["protocol"]) == (2, first["protocol"])
-        for name, value in first["values"].items():
-            np.testing.assert_allclose(second["values"][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
-        train.train(config)
-        assert len(history.read(str(tmp_path))) == 2
+        other = dataclasses.replace(first, protocol={**first.protocol, "num_samples": 10})
+        (tmp_path / "metrics.jsonl").write_text(f"{other.to_json()}\n")
+        train(config)
+        second = run.records[-1]
+        assert (second.step, second.protocol) == (2, first.protocol)
+        for name, value in first.values.items():
+            np.testing.assert_allclose(second.values[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+        train(config)
+        assert len(run.records) == 2
 
 
 class ClockTest:
@@ -143,27 +147,27 @@ class ClockTest:
         real, jumps = time.time, iter(range(10**9))
         monkeypatch.setattr(time, "time", lambda: real() - next(jumps) * 3.15e7)
         passed = iter(range(0, 10**9, 60))
-        monkeypatch.setattr(train.time, "monotonic", lambda: next(passed))
+        monkeypatch.setattr(loop.time, "monotonic", lambda: next(passed))
         config = Config(model_dir=str(tmp_path), train_steps=4, steps_per_loop=1, save_checkpoint_secs=30, **TINY)
-        train.train(config)
-        assert Checkpoints(str(tmp_path)).steps() == [0, 1, 2, 3, 4]
+        assert train(config).steps == [0, 1, 2, 3, 4]
 
 
 # sagan-train, killed while it writes a checkpoint: at the n-th flush, of which a checkpoint has three (two files, its directory).
 KILLED_WHILE_WRITING = """
-    import os, signal, sys
-    from sagan_tf.runs import checkpoints
+    import os, signal, sys, types
+    from sagan_tf import files
     from sagan_tf.commands import train
+    from sagan_tf.runs import checkpoints
 
-    sync, flushes, last = checkpoints._sync, [], int(sys.argv.pop(1))
+    flushes, last = [], int(sys.argv.pop(1))
 
     def sync_or_die(path):
         flushes.append(path)
         if len(flushes) == last:
             os.kill(os.getpid(), signal.SIGKILL)
-        sync(path)
+        files.sync(path)
 
-    checkpoints._sync = sync_or_die
+    checkpoints.files = types.SimpleNamespace(**{**vars(files), "sync": sync_or_die})
     train.run()
 """
 
@@ -228,7 +232,7 @@ class LongRunTest:
                 return int(file.read().split()[1])
 
         trainer = Trainer(Config(**TINY))
-        iterator = train.batches(trainer, data.open_source(trainer.config))
+        iterator = data.train_iterator(data.open_source(trainer.config), trainer.config, trainer.strategy)
         trainer.train(iterator, tf.constant(200))
         traces, before = trainer.train.experimental_get_tracing_count(), resident()
         for _ in range(90):

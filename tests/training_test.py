@@ -5,9 +5,10 @@ import pytest
 import tensorflow as tf
 
 from sagan_tf import data
-from sagan_tf.commands import train
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
+from sagan_tf.runs.loop import train
+from sagan_tf.runs.run import load_run
 from sagan_tf.training import METRICS, Trainer
 
 
@@ -24,8 +25,12 @@ def small(**settings):
     return Config(**{**defaults, **settings})
 
 
+def batches(trainer):
+    return data.train_iterator(data.open_source(trainer.config), trainer.config, trainer.strategy, int(trainer.step))
+
+
 def steps(trainer, count):
-    iterator = train.batches(trainer, data.open_source(trainer.config))
+    iterator = batches(trainer)
     return trainer.train(iterator, tf.constant(count))[0].numpy()
 
 
@@ -94,7 +99,7 @@ class ScheduleTest:
 
     def test_steps_do_not_retrace(self):
         trainer = Trainer(small())
-        iterator = train.batches(trainer, data.open_source(trainer.config))
+        iterator = batches(trainer)
         trainer.train(iterator, tf.constant(1))
         traces = trainer.train.experimental_get_tracing_count()
         for count in (1, 2, 3):
@@ -158,19 +163,18 @@ class NotFiniteTest:
         config, poisoning = self.poisoned(tmp_path, name)
         monkeypatch.setattr(Trainer, "train", poisoning)
         with pytest.raises(UserError, match=rf"Step 4 is not finite: .*{culprit}.* checkpoint of step 3 is the last good"):
-            train.train(config)
-        assert train.Checkpoints(str(tmp_path)).steps()[-1] == 3
+            train(config)
+        assert load_run(str(tmp_path)).steps[-1] == 3
 
     def test_rollbacks_come_to_an_end(self, tmp_path, monkeypatch):
         config, poisoning = self.poisoned(tmp_path, "discriminator/logits/dense/bias", on_nan="rollback", max_rollbacks=0)
         monkeypatch.setattr(Trainer, "train", poisoning)
         with pytest.raises(UserError, match="resume with --max_rollbacks above 0"):
-            train.train(config)
+            train(config)
 
     def test_rollback_goes_on_from_the_last_checkpoint(self, tmp_path, monkeypatch):
         config, poisoning = self.poisoned(tmp_path, "discriminator/logits/dense/bias", on_nan="rollback")
         monkeypatch.setattr(Trainer, "train", poisoning)
-        train.train(config)
-        reader = tf.train.load_checkpoint(train.Checkpoints(str(tmp_path)).path(5))
+        reader = tf.train.load_checkpoint(train(config).checkpoints.path(5))
         assert reader.get_tensor("rollbacks") == 1
         assert all(np.isfinite(reader.get_tensor(name)).all() for name in reader.get_variable_to_shape_map())

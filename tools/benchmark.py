@@ -365,7 +365,6 @@ def measure_input() -> dict[str, dict[str, float]]:
     from PIL import Image
 
     from sagan_tf import data
-    from sagan_tf.commands import train
     from sagan_tf.training import Trainer
 
     rng, size, results = np.random.default_rng(0), FLAGS.image_size, {}
@@ -407,7 +406,7 @@ def measure_input() -> dict[str, dict[str, float]]:
         # Networks of narrow widths: many images per second, so that a slow input would show.
         config = base.replace(dataset=raw, gf_dim=8, df_dim=8)
         trainer = Trainer(config)
-        reading = train.batches(trainer, data.open_source(config))
+        reading = data.train_iterator(data.open_source(config), config, trainer.strategy)
         cached = iter(tf.data.Dataset.from_tensors(next(reading)).cache().repeat())
         calls = {
             name: functools.partial(lambda batches: trainer.train(batches, tf.constant(20))[0].numpy(), batches)

@@ -5,6 +5,7 @@ a resumed run needs neither a replay from the start nor a shuffle buffer in its 
 image comes twice in an epoch.
 """
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import tensorflow as tf
@@ -17,7 +18,7 @@ from sagan_tf.data.tfrecord import TFRecordSource
 from sagan_tf.data.twins import TwinsSource
 from sagan_tf.errors import UserError
 
-__all__ = ["Source", "eval_dataset", "num_classes", "open_source", "train_dataset", "user_error"]
+__all__ = ["Source", "eval_dataset", "num_classes", "open_source", "train_dataset", "train_iterator", "user_error"]
 
 
 class Source(Protocol):
@@ -140,6 +141,28 @@ def train_dataset(
 
     numbers = tf.data.Dataset.range(start_batch, tf.int64.max)
     return numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def train_iterator(
+    source: Source, config: Config, strategy: tf.distribute.Strategy, step: int = 0, rollbacks: int = 0
+) -> Iterator[dict[str, tf.Tensor]]:
+    """Returns the endless iterator over a training's batches, each divided among the replicas of a strategy.
+
+    Args:
+      source: where the examples come from.
+      config: as for `train_dataset`.
+      strategy: whose replicas train.
+      step: steps done, after which it begins.
+      rollbacks: of the training so far; each makes it go on with other data.
+    """
+    per_replica = config.batch_size // strategy.num_replicas_in_sync
+
+    def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        shard = (context.input_pipeline_id, context.num_input_pipelines)
+        batches = train_dataset(source, config, step * config.d_step, shard=shard, data_seed=config.seed + rollbacks)
+        return batches.rebatch(per_replica)
+
+    return iter(strategy.distribute_datasets_from_function(dataset))
 
 
 def eval_dataset(source: Source, batch_size: int) -> tf.data.Dataset:

@@ -1,9 +1,8 @@
 """Checkpoints: written whole or not at all, verified, and read back by variable name.
 
-A checkpoint is the directory `model_dir/checkpoints/STEP`, in TensorFlow's own format under plain
-names (`generator/block_1/conv_1/kernel`, ...), so `tf.train.load_checkpoint` lists it. It is written
-under a temporary name, flushed to the disk, read back, and only then renamed: a directory with a
-number for a name is complete. Paths are those of a local or mounted file system.
+A checkpoint is the directory `model_dir/checkpoints/STEP`, in TensorFlow's own format under plain names
+(`generator/block_1/conv_1/kernel`, ...), so `tf.train.load_checkpoint` lists it. It is written under a temporary name,
+flushed to the disk, read back, and only then renamed: a directory with a number for a name is complete.
 """
 
 import concurrent.futures
@@ -22,6 +21,8 @@ from sagan_tf import files, networks
 from sagan_tf.errors import UserError
 from sagan_tf.networks import State, model_state
 
+__all__ = ["Checkpoints", "mismatches"]
+
 _PREFIX = "ckpt"
 _TEMPORARY = "tmp-"
 _PINNED = "pinned.json"
@@ -36,7 +37,7 @@ def written_or_told(sentence: str) -> contextlib.AbstractContextManager:
 
 
 def mismatches(shapes: Mapping[str, list[int]], state: State, partial: bool = False) -> list[str]:
-    """Returns what keeps saved variables of these shapes from being this state: missing, extra, misshapen, in order.
+    """Returns what keeps saved variables from being this state, in order: missing, extra, of another shape.
 
     Args:
       shapes: shapes of the saved variables, by name.
@@ -84,8 +85,7 @@ class Checkpoints:
         """Copies the state now and writes it in the background; `wait` waits for that.
 
         Raises:
-          UserError: if this or the previous write failed (a full disk, say); checkpoints
-            already written are not touched.
+          UserError: if the previous write failed (a full disk, say); checkpoints already written are not touched.
         """
         self.wait()
         names = sorted(state)
@@ -105,10 +105,10 @@ class Checkpoints:
             pending.result()
         except (OSError, tf.errors.OpError) as error:
             reason = str(error).splitlines()[0]
-            last = self.steps()[-1:] or ["none"]
+            last = max(self.steps(), default="none")
             raise UserError(
                 f"A checkpoint could not be written to {self.directory} ({reason}); free some space or choose another "
-                f"--model_dir. The last complete checkpoint is that of step {last[0]}."
+                f"--model_dir. The last complete checkpoint is that of step {last}."
             ) from error
 
     def _write(self, step: int, names: list[str], values: list[np.ndarray]) -> None:
@@ -132,7 +132,7 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         final = os.path.join(self.directory, str(step))
-        if os.path.isdir(final):  # A run that fell back to an earlier checkpoint comes by again.
+        if os.path.isdir(final):  # After a fallback, a run passes this step a second time.
             shutil.rmtree(final)
         os.rename(temporary, final)
         files.sync(self.directory)
@@ -154,7 +154,11 @@ class Checkpoints:
         return set(files.read_json(path).values())
 
     def pin(self, name: str, step: int) -> None:
-        """Keeps the checkpoint of this step under a name (such as `best_fid`) in place of the last so named."""
+        """Keeps the checkpoint of this step under a name (such as `best_fid`) in place of the last so named.
+
+        Raises:
+          OSError: if that cannot be written.
+        """
         path = os.path.join(self.directory, _PINNED)
         pins = files.read_json(path) if os.path.exists(path) else {}
         files.write_json(path, {**pins, name: step})
@@ -206,7 +210,7 @@ class Checkpoints:
         return {name: reader.get_tensor(name) for name in state}
 
 
-def _value(variable: "keras.Variable | tf.Variable") -> tf.Tensor:
+def _value(variable: keras.Variable | tf.Variable) -> tf.Tensor:
     return tf.convert_to_tensor(variable.value if isinstance(variable, keras.Variable) else variable)
 
 

@@ -4,8 +4,11 @@ The limits are ours: they are crossed by runs that have gone wrong, and far from
 """
 
 import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+__all__ = ["Diagnosis", "deviation_over_z"]
 
 # Mean hinge or kl loss of the discriminator, on real and on generated images, below which it has nothing left to learn.
 SATURATED_LOSS = 1e-3
@@ -31,7 +34,7 @@ def deviation_over_z(images: np.ndarray, labels: np.ndarray) -> float:
 class Diagnosis:
     """Finds signs of trouble; each kind is told once per process."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._told: set[str] = set()
 
     def _once(self, kind: str, found: bool, sentence: str) -> list[str]:
@@ -40,7 +43,7 @@ class Diagnosis:
         self._told.add(kind)
         return [sentence]
 
-    def of_metrics(self, step: int, means: dict[str, float], gammas: dict[str, float]) -> list[str]:
+    def of_metrics(self, step: int, means: Mapping[str, float], gammas: Mapping[str, float]) -> list[str]:
         """Looks at means of `training.METRICS` over some steps, and at the gammas, by network."""
         found = []
         for network, gamma in gammas.items():
@@ -67,7 +70,7 @@ class Diagnosis:
             "That seldom mends itself: go back to an earlier checkpoint, or start again with lower learning rates.",
         )
 
-    def of_fids(self, step: int, fids: list[float]) -> list[str]:
+    def of_fids(self, step: int, fids: Sequence[float]) -> list[str]:
         """Looks at the FIDs of all evaluations so far, oldest first."""
         last = fids[-FID_RISES - 1 :]
         return self._once(

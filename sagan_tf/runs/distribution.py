@@ -1,12 +1,15 @@
-"""From `--distribution` to a `tf.distribute` strategy."""
+"""Where a run computes: from `--distribution` to a `tf.distribute` strategy, and what its processes agree on."""
 
 import os
 import shutil
+from typing import Any
 
 import tensorflow as tf
 
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
+
+__all__ = ["agree", "cluster_resolver", "is_chief", "is_lost_worker", "make_strategy", "replicas"]
 
 
 def make_strategy(config: Config) -> tf.distribute.Strategy:
@@ -69,7 +72,7 @@ def cluster_resolver() -> tf.distribute.cluster_resolver.ClusterResolver:
     if "TF_CONFIG" in os.environ:
         return tf.distribute.cluster_resolver.TFConfigClusterResolver()
     if "SLURM_PROCID" in os.environ:
-        options = {}
+        options: dict[str, Any] = {}
         if not shutil.which("nvidia-smi"):
             # The resolver counts GPUs by it: where there are none, it is told of one for each task.
             options = {"gpus_per_node": int(os.environ["SLURM_STEP_NUM_TASKS"]), "gpus_per_task": 1, "auto_set_gpu": False}
@@ -77,10 +80,16 @@ def cluster_resolver() -> tf.distribute.cluster_resolver.ClusterResolver:
     raise UserError("--distribution=multi_worker finds neither TF_CONFIG nor a Slurm job in the environment: set one.")
 
 
-def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Returns whether this process is the one that writes to `model_dir`."""
-    resolver = strategy.cluster_resolver
-    if resolver is None or not resolver.cluster_spec().jobs or resolver.task_type is None:
+def is_chief(config: Config) -> bool:
+    """Returns whether this process is the one that writes to `model_dir`.
+
+    Raises:
+      UserError: if it is one of several, and the environment does not say which.
+    """
+    if config.distribution != "multi_worker":
+        return True
+    resolver = cluster_resolver()
+    if not resolver.cluster_spec().jobs or resolver.task_type is None:
         return True
     if "chief" in resolver.cluster_spec().jobs:
         return resolver.task_type == "chief"

@@ -3,6 +3,7 @@
 The one place that knows what the files of a run are called.
 """
 
+import dataclasses
 import functools
 import os
 import re
@@ -62,6 +63,20 @@ class Run:
         self.config = config
         self.checkpoints = Checkpoints(directory, config.keep_checkpoints, config.keep_checkpoint_every_steps)
 
+    @staticmethod
+    def reconcile(config: Config) -> Config:
+        """Returns the settings with which the run that `config.model_dir` names goes on; `config` itself if there is none yet.
+
+        All fields of `config` count as given, so that what it says is what happens, or is refused. To go on with a run
+        without repeating its settings, take `load_run(directory).config.replace(...)`.
+
+        Raises:
+          UserError: if `config` would make it another experiment.
+        """
+        if not os.path.exists(os.path.join(config.model_dir, config_lib.CONFIG_FILE)):
+            return config
+        return config_lib.reconcile(config_lib.load(config.model_dir), dataclasses.asdict(config))
+
     @classmethod
     def create(cls, config: Config) -> "Run":
         """Makes the run that `config.model_dir` names, or goes on with it; its settings are saved there.
@@ -119,7 +134,7 @@ class Run:
                 for name, value in record.values.items():
                     tf.summary.scalar(f"metrics/{name}", value)
             writer.close()
-            if best:
+            if best and record.step is not None:
                 self.checkpoints.pin(f"{_BEST}-{fingerprint(record.protocol)[:8]}", record.step)
         return best
 
@@ -204,6 +219,10 @@ class Run:
         if restored is None:
             raise UserError(f"--model_dir={self.directory} holds no checkpoint yet: train first.")
         return Networks(generator, discriminator, restored, self.uses_ema(use_ema))
+
+    def hold(self, networks: Networks) -> None:
+        """Takes the networks of the newest checkpoint, which are then not read again."""
+        self._newest = networks
 
     @functools.cached_property
     def _newest(self) -> Networks:
