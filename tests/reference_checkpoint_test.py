@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from sagan_tf import config as config_lib
-from sagan_tf import restore
+from sagan_tf import load_run
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.export import saved_model
