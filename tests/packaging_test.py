@@ -32,8 +32,12 @@ def files(*folders):
 def built(tmp_path_factory):
     """Returns the sdist and the wheel, made without network in a copy."""
     copy = tmp_path_factory.mktemp("packaging") / "copy"
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs")
-    shutil.copytree(ROOT, copy, ignore=ignored)
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
+
+    def ignore(directory, names):
+        return ignored(directory, names) | ({"runs"} if pathlib.Path(directory) == ROOT else set())
+
+    shutil.copytree(ROOT, copy, ignore=ignore)
     subprocess.run([sys.executable, "-c", BUILD], cwd=copy, check=True, capture_output=True, timeout=300)
     (sdist,) = (copy / "dist").glob("*.tar.gz")
     (wheel,) = (copy / "dist").glob("*.whl")

@@ -1,6 +1,5 @@
 """`sagan-reproduce`: a killed suite goes on, and what it leaves says what was run and what came out."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -123,10 +122,11 @@ class RunTest:
         for name in ("table.md", "table.csv"):
             assert (tmp_path / name).read_bytes() == (output / "results" / name).read_bytes()
 
-    def test_plot_is_drawn_where_matplotlib_is(self, resumed):
-        drawn = plot.write_plot(str(resumed[0] / "results"))
-        assert drawn == (importlib.util.find_spec("matplotlib") is not None)
-        assert drawn == (resumed[0] / "results" / "plot.png").exists()
+    def test_plot_follows_from_the_records_alone(self, resumed, tmp_path):
+        for path in (resumed[0] / "results").glob("*.json"):
+            shutil.copy(path, tmp_path)
+        plot.write_plot(str(tmp_path))
+        assert (tmp_path / "plot.png").read_bytes() == (resumed[0] / "results" / "plot.png").read_bytes()
 
     def test_record_of_another_experiment_is_not_taken_for_this_one(self, resumed, suite, tmp_path):
         other = tmp_path / "tiny"

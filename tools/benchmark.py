@@ -257,7 +257,7 @@ def jax_step(name: str) -> tuple[Callable[[], object], int]:
     )
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     batch = [jnp.asarray(each) for each in random_batch(config)[:2]]
-    held = {"state": state, "key": jax.random.key(0)}
+    held: dict[str, Any] = {"state": state, "key": jax.random.key(0)}
 
     def steps():
         for _ in range(FLAGS.steps):

@@ -2,7 +2,7 @@
 
 import os
 
-from absl import flags, logging
+from absl import flags
 
 from sagan_tf.commands import cli
 from sagan_tf.errors import UserError
@@ -49,8 +49,7 @@ def main() -> None:
         loaded = suite.load_suite(FLAGS.suite, FLAGS.scale)
         runner.run_suite(loaded, suite.plan(loaded, FLAGS.seeds, FLAGS.arms, FLAGS.shard), FLAGS.output, results)
     print(table.write_table(results), end="")
-    if not plot.write_plot(results):
-        logging.info("No plot: install Matplotlib (pip install -e '.[report]') and run with --tabulate.")
+    plot.write_plot(results)
 
 
 def run() -> None:

@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from sagan_tf.experiments.table import COLUMNS, RunRecord, read_records, values
 
@@ -12,19 +13,12 @@ _CURVES = ("agreement", "deviation_over_z", "gamma_generator")
 _SCORES = ("agreement", "fid", "inception_score", "intra_fid")
 
 
-def write_plot(results: str) -> bool:
+def write_plot(results: str) -> None:
     """Draws `plot.png` beside the records: the curves of every run and their mean by arm, and the scores of every run.
-
-    Returns:
-      Whether it was drawn: Matplotlib is an extra.
 
     Raises:
       UserError: if there are no records, or they do not belong together.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     arms: dict[str, list[RunRecord]] = {}
     for record in read_records(results):
         arms.setdefault(" = ".join([record["arm"], *record["also"]]), []).append(record)
@@ -56,4 +50,3 @@ def write_plot(results: str) -> bool:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, title="arm (runs); bold: their mean")
     figure.savefig(os.path.join(results, "plot.png"), dpi=110, metadata={"Software": None})
-    return True
