@@ -125,7 +125,8 @@ def told(sentence: str, *errors: type[Exception]) -> Iterator[None]:
       sentence: without its full stop, such as "Samples of step 5 cannot be written".
       *errors: kinds of exception beside `OSError`, such as TensorFlow's.
     """
+    wanted: tuple[type[Exception], ...] = (OSError, *errors)
     try:
         yield
-    except (OSError, *errors) as error:
+    except wanted as error:
         logging.warning("%s (%s).", sentence, str(error).splitlines()[0])

@@ -35,6 +35,8 @@ __all__ = [
 
 # Variables by the names they have in a checkpoint; a backend's own ones among them.
 State = Mapping[str, Any]
+# Of layers, by the names of their arguments.
+Options = Mapping[str, Any]
 
 _serializable = keras.saving.register_keras_serializable(package="sagan_tf")
 
@@ -64,7 +66,14 @@ class UpBlock(_Block):
     1x1. Call with `[features [B, H, W, C], labels [B]]`; returns `[B, 2H, 2W, filters]`.
     """
 
-    def __init__(self, filters, num_classes, conv_options=None, batch_norm_options=None, **kwargs):
+    def __init__(
+        self,
+        filters: int,
+        num_classes: int,
+        conv_options: Options | None = None,
+        batch_norm_options: Options | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(filters, conv_options, **kwargs)
         self.num_classes = num_classes
         self.batch_norm_options = dict(batch_norm_options or {})
@@ -100,7 +109,7 @@ class DownBlock(_Block):
     `[B, H/2, W/2, filters]`.
     """
 
-    def __init__(self, filters, pool=True, first=False, conv_options=None, **kwargs):
+    def __init__(self, filters: int, pool: bool = True, first: bool = False, conv_options: Options | None = None, **kwargs: Any):
         super().__init__(filters, conv_options, **kwargs)
         self.pool = pool
         self.first = first
@@ -134,7 +143,7 @@ class ProjectionHead(keras.layers.Layer):
     Reference: Miyato and Koyama, arXiv 1802.05637.
     """
 
-    def __init__(self, num_classes, spectral_norm_options=None, **kwargs):
+    def __init__(self, num_classes: int, spectral_norm_options: Options | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_classes = num_classes
         self.spectral_norm_options = dict(spectral_norm_options or {})
@@ -195,7 +204,7 @@ def generator(config: Config) -> keras.Model:
       UserError: if `num_classes` is -1, which only a dataset can answer.
     """
     sn_options, conv_options, policy = _options(config, config.generator_spectral_norm)
-    batch_norm_options = {"synchronized": config.sync_batch_norm, "momentum": config.batch_norm_decay or 0.999}
+    batch_norm_options: dict[str, Any] = {"synchronized": config.sync_batch_norm, "momentum": config.batch_norm_decay or 0.999}
     (start, multiple), *rows = GENERATOR[config.image_size]
     width = multiple * config.gf_dim
 

@@ -52,6 +52,7 @@ def open_source(config: Config) -> Source:
       UserError: if it does not exist, cannot be read, or does not fit the configuration.
     """
     kind, _, rest = config.dataset.partition(":")
+    source: Source
     if config.dataset == "twins":
         source = TwinsSource(config.image_size, config.twins_cells, config.num_classes, config.seed)
     elif kind == "folder" and rest:

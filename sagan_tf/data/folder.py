@@ -7,6 +7,8 @@ from sagan_tf.data import images
 from sagan_tf.data.loading import CorruptExample, Loader
 from sagan_tf.errors import UserError
 
+__all__ = ["FolderSource"]
+
 
 class FolderSource:
     """Images read from their files by index.

@@ -13,7 +13,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -147,7 +147,7 @@ def _save(output: str, manifest: dict[str, Any]) -> None:
     files.write_json(os.path.join(output, MANIFEST_FILE), manifest, indent=2)
 
 
-def _write_shards(jobs: Mapping[str, tuple], workers: int) -> Iterator[tuple[str, int, list[str]]]:
+def _write_shards(jobs: Mapping[str, tuple], workers: int) -> Generator[tuple[str, int, list[str]], None, None]:
     """Writes shards in parallel processes.
 
     Args:

@@ -7,6 +7,8 @@ import struct
 import numpy as np
 from PIL import Image, ImageOps
 
+__all__ = ["DECODE_ERRORS", "EXTENSIONS", "list_folder", "preprocess"]
+
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 # Where a corrupt file or record ends: too many kinds of exception to tell apart.
@@ -23,7 +25,7 @@ DECODE_ERRORS = (
 )
 
 
-def preprocess(file: "str | os.PathLike | bytes", size: int) -> np.ndarray:
+def preprocess(file: str | os.PathLike | bytes, size: int) -> np.ndarray:
     """Reads an image file as the reference does its training images.
 
     Centre crop to the shorter side, then Pillow's bilinear filter to `size`; transparency is laid
@@ -99,7 +101,7 @@ def _is_image(name: str) -> bool:
 def _walk(path: str) -> list[str]:
     """Returns the image files at any depth below a folder, in sorted order."""
 
-    def fail(error: OSError):
+    def fail(error: OSError) -> None:
         raise error
 
     walk = sorted(os.walk(path, onerror=fail))

@@ -10,6 +10,9 @@ import tensorflow as tf
 from absl import logging
 
 from sagan_tf.errors import UserError
+from sagan_tf.pixels import from_uint8
+
+__all__ = ["CorruptExample", "Loader", "data_error", "recover"]
 
 _MARK = "sagan_tf data error: "
 
@@ -59,10 +62,9 @@ class Loader:
         try:
             pixels, labels = tf.numpy_function(read, [indices], (tf.uint8, tf.int64), stateful=False)
         except UserError as error:  # Outside of a graph, TensorFlow hands it on as it is.
-            raise recover(error) from error
+            raise recover(error) or error from error
         pixels = tf.reshape(pixels, [-1, self._image_size, self._image_size, 3])
-        images = tf.cast(pixels, tf.float32) * (2.0 / 255.0) - 1.0
-        return {"images": images, "labels": tf.cast(tf.ensure_shape(labels, [None]), tf.int32)}
+        return {"images": from_uint8(pixels), "labels": tf.cast(tf.ensure_shape(labels, [None]), tf.int32)}
 
     def _good(self, index: int) -> tuple[np.ndarray, int]:
         """Returns the example of this index, or the first after it that can be read."""

@@ -13,6 +13,8 @@ import tensorflow as tf
 from sagan_tf.data.loading import CorruptExample
 from sagan_tf.errors import UserError
 
+__all__ = ["READ_ERRORS", "RecordFiles", "index_file", "reason"]
+
 # A record: length (uint64), masked checksum of the length, the data, masked checksum of the data.
 _HEADER, _FOOTER = 12, 4
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -96,7 +98,7 @@ class RecordFiles:
       UserError: if a file cannot be read or is truncated.
     """
 
-    def __init__(self, paths: list[str], slices: "list[slice] | None" = None):
+    def __init__(self, paths: list[str], slices: list[slice] | None = None):
         with concurrent.futures.ThreadPoolExecutor(_INDEXERS) as pool:
             indices = list(pool.map(index_file, paths))
         if slices:

@@ -12,6 +12,8 @@ from sagan_tf.data.loading import CorruptExample, Loader, data_error
 from sagan_tf.data.records import RecordFiles
 from sagan_tf.errors import UserError
 
+__all__ = ["TFDSSource"]
+
 
 class TFDSSource:
     """Images of a TFDS dataset, by index; they are cropped and resized to `config.image_size`.

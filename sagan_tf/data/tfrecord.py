@@ -11,6 +11,8 @@ from sagan_tf.data.loading import CorruptExample, Loader, data_error
 from sagan_tf.data.records import READ_ERRORS, RecordFiles, reason
 from sagan_tf.errors import UserError
 
+__all__ = ["CLASSES_FILE", "MANIFEST_FILE", "SKIPPED_FILE", "TFRecordSource"]
+
 MANIFEST_FILE = "manifest.json"
 CLASSES_FILE = "classes.txt"
 SKIPPED_FILE = "skipped.txt"

@@ -8,8 +8,23 @@ computed from the pixels alone.
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from sagan_tf.errors import UserError
+
+__all__ = [
+    "COLOURS",
+    "DEFAULT_CLASSES",
+    "GROUND",
+    "NUM_EXAMPLES",
+    "TwinsSource",
+    "agreement",
+    "labels",
+    "layout",
+    "patterns",
+    "render",
+    "tiles",
+]
 
 NUM_EXAMPLES = 2**17
 
@@ -90,15 +105,16 @@ def render(bits: tf.Tensor, classes: tf.Tensor, image_size: int) -> tf.Tensor:
     return (image + ground) / 127.5 - 1.0
 
 
-def tiles(images, cells: int) -> tuple[np.ndarray, np.ndarray]:
+def tiles(images: ArrayLike, cells: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts the two tiles out of images `[N, S, S, 3]`: two arrays `[N, side, side, 3]`."""
     images = np.asarray(images)
     cell, *corners = layout(images.shape[1], cells)
     side = cell * cells
-    return tuple(images[:, top : top + side, left : left + side] for top, left in corners)
+    first, second = (images[:, top : top + side, left : left + side] for top, left in corners)
+    return first, second
 
 
-def agreement(images, labels=None, cells: int = 3) -> float:
+def agreement(images: ArrayLike, labels: ArrayLike | None = None, cells: int = 3) -> float:
     """Returns how alike the two tiles of an image are, compared with tiles of different images.
 
     `1 - distance(twins) / distance(tiles of different images)`, the distance being the mean absolute

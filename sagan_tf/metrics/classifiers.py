@@ -202,7 +202,7 @@ def embedded_network() -> keras.Model:
 
 
 def _embedded() -> Classifier:
-    content = importlib.resources.files("sagan_tf").joinpath("assets", EMBEDDED_FILE).read_bytes()
+    content = importlib.resources.files("sagan_tf").joinpath("assets").joinpath(EMBEDDED_FILE).read_bytes()
     model = embedded_network()
     weights = np.load(io.BytesIO(content))
     model.set_weights([weights[variable.path].astype(np.float32) for variable in model.variables])

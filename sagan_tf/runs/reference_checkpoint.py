@@ -194,11 +194,16 @@ def to_state(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     Raises:
       UserError: listing the names that the reference does not have.
     """
-    unknown = [name for name in arrays if our_name(name) is None]
+    state, unknown = {}, []
+    for name, value in arrays.items():
+        flat = value.shape[:-1] == (1, 1, 1) and name.endswith(("/mean", "/var"))
+        if ours := our_name(name):
+            state[ours] = value.reshape(-1) if flat else value
+        else:
+            unknown.append(name)
     if unknown:
         raise UserError(f"These variables are not of the reference: {', '.join(sorted(unknown))}.")
-    return {our_name(name): value.reshape(-1) if value.ndim == 4 and value.shape[:3] == (1, 1, 1) and
-            name.endswith(("/mean", "/var")) else value for name, value in arrays.items()}  # fmt: skip
+    return state
 
 
 def our_name(name: str) -> str | None:
