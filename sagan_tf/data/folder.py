@@ -1,11 +1,9 @@
 """`folder:PATH`: image files, a subfolder per class, or flat for unconditional training."""
 
 import numpy as np
-import tensorflow as tf
 
 from sagan_tf.data import images
 from sagan_tf.data.loading import CorruptExample, Loader
-from sagan_tf.errors import UserError
 
 __all__ = ["FolderSource"]
 
@@ -23,21 +21,14 @@ class FolderSource:
     """
 
     def __init__(self, path: str, image_size: int, max_corrupt: int = 0):
-        try:
-            self.paths, self._labels, self.class_names = images.list_folder(path)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        self.paths, self._labels, self.class_names = images.list_folder(path)
         self.num_examples = len(self.paths)
         self.num_classes = len(self.class_names)
         self._image_size = image_size
-        self._loader = Loader(self._load, image_size, self.num_examples, max_corrupt)
+        self.examples = Loader(self._load, image_size, self.num_examples, max_corrupt)
 
     def _load(self, index: int) -> tuple[np.ndarray, int]:
         try:
             return images.preprocess(self.paths[index], self._image_size), self._labels[index]
         except images.DECODE_ERRORS as error:
             raise CorruptExample(f"{self.paths[index]} cannot be read as an image ({error})") from error
-
-    def examples(self, indices: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the examples of these indices, `{"images", "labels"}`."""
-        return self._loader(indices)

@@ -25,7 +25,7 @@ from sagan_tf.data.records import reason
 from sagan_tf.data.tfrecord import CLASSES_FILE, MANIFEST_FILE, SKIPPED_FILE
 from sagan_tf.errors import UserError
 
-__all__ = ["make_records", "plan", "write_shard"]
+__all__ = ["make_records", "plan"]
 
 # Path and label of an image, and the images of each shard by its file name.
 Example = tuple[str, int]
@@ -86,10 +86,7 @@ def plan(folder: str, shards: int, seed: int) -> tuple[Plan, tuple[str, ...]]:
     Raises:
       UserError: if the folder is missing, empty, or partly flat.
     """
-    try:
-        paths, labels, class_names = images.list_folder(folder)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    paths, labels, class_names = images.list_folder(folder)
     examples = list(zip(paths, labels, strict=True))
     random.Random(seed).shuffle(examples)
     shards = min(shards or -(-len(examples) // 1024), len(examples))
@@ -148,22 +145,11 @@ def _save(output: str, manifest: dict[str, Any]) -> None:
 
 
 def _write_shards(jobs: Mapping[str, tuple], workers: int) -> Generator[tuple[str, int, list[str]], None, None]:
-    """Writes shards in parallel processes.
-
-    Args:
-      jobs: arguments of `write_shard`, by name of the shard.
-      workers: how many processes at most.
-
-    Yields:
-      The name of a shard that is whole, and what `write_shard` returned.
-
-    Raises:
-      UserError: if a shard cannot be written, or a process was killed.
-    """
+    """Calls `_write_shard` for these jobs in parallel processes; gives the name of each that is done, and what it returned."""
     if not jobs:
         return
     with _executor(min(workers, len(jobs))) as pool:
-        futures = {pool.submit(write_shard, *job): name for name, job in jobs.items()}
+        futures = {pool.submit(_write_shard, *job): name for name, job in jobs.items()}
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], *future.result()
@@ -198,22 +184,8 @@ def _start_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def write_shard(path: str, examples: list[Example], size: int, skip_errors: bool) -> tuple[int, list[str]]:
-    """Writes one shard, whole or not at all.
-
-    Args:
-      path: of the shard.
-      examples: path and label of each image.
-      size: to resize to, in pixels.
-      skip_errors: go on after an image that cannot be read.
-
-    Returns:
-      How many records it holds, and a line for each image skipped.
-
-    Raises:
-      UserError: naming the first image that cannot be read, unless `skip_errors`, or the shard that
-        cannot be written.
-    """
+def _write_shard(path: str, examples: list[Example], size: int, skip_errors: bool) -> tuple[int, list[str]]:
+    """Writes one shard, whole or not at all; returns how many records it holds, and a line for each image skipped."""
     skipped = []
     try:
         with files.whole(path) as temporary, tf.io.TFRecordWriter(temporary) as writer:
@@ -226,19 +198,16 @@ def write_shard(path: str, examples: list[Example], size: int, skip_errors: bool
                         raise UserError(message) from error
                     skipped.append(f"{file}: {error}")
                     continue
-                name = os.fsencode(os.path.basename(file))
-                writer.write(_serialize({"image_raw": pixels.tobytes(), "label": label, "filename": name}))
+                features = {
+                    "image_raw": _bytes(pixels.tobytes()),
+                    "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+                    "filename": _bytes(os.fsencode(os.path.basename(file))),
+                }
+                writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True))
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"{path} cannot be written ({reason(error)}): see that there is space, and run again.") from error
     return len(examples) - len(skipped), skipped
 
 
-def _serialize(values: Mapping[str, bytes | int]) -> bytes:
-    """Returns a `tf.train.Example` of these values, the same bytes every time."""
-    features = {
-        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-        if isinstance(value, bytes)
-        else tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-        for name, value in values.items()
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+def _bytes(value: bytes) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))

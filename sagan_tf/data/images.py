@@ -7,6 +7,8 @@ import struct
 import numpy as np
 from PIL import Image, ImageOps
 
+from sagan_tf.errors import UserError
+
 __all__ = ["DECODE_ERRORS", "EXTENSIONS", "list_folder", "preprocess"]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
@@ -68,7 +70,7 @@ def list_folder(path: str) -> tuple[list[str], list[int], tuple[str, ...]]:
       Paths in sorted order, their labels (all 0 if flat), and the class names (none if flat).
 
     Raises:
-      ValueError: in a sentence, if the folder is missing, unreadable, empty, or partly flat.
+      UserError: if the folder is missing, unreadable, empty, or partly flat.
     """
     path = os.path.expanduser(path)
     try:
@@ -78,18 +80,18 @@ def list_folder(path: str) -> tuple[list[str], list[int], tuple[str, ...]]:
         flat = [os.path.join(path, name) for name in sorted(is_folder) if not is_folder[name] and _is_image(name)]
         inside = [_walk(os.path.join(path, name)) for name in classes]
     except NotADirectoryError as error:
-        raise ValueError(f"The image folder {error.filename} is a file: name the folder that holds it.") from error
+        raise UserError(f"The image folder {error.filename} is a file: name the folder that holds it.") from error
     except FileNotFoundError as error:
-        raise ValueError(f"The image folder {error.filename} does not exist: check the path.") from error
+        raise UserError(f"The image folder {error.filename} does not exist: check the path.") from error
     except OSError as error:
-        raise ValueError(f"The image folder {error.filename} cannot be read ({error.strerror}): check the path.") from error
+        raise UserError(f"The image folder {error.filename} cannot be read ({error.strerror}): check the path.") from error
     if classes and flat:
-        raise ValueError(f"The folder {path} holds both images and class folders: move the images into a class folder.")
+        raise UserError(f"The folder {path} holds both images and class folders: move the images into a class folder.")
     if not classes and not flat:
-        raise ValueError(f"The folder {path} holds no images ({', '.join(EXTENSIONS)}) and no class folders: name another.")
+        raise UserError(f"The folder {path} holds no images ({', '.join(EXTENSIONS)}) and no class folders: name another.")
     for name, found in zip(classes, inside, strict=True):
         if not found:
-            raise ValueError(f"The class folder {os.path.join(path, name)} holds no images: remove it or fill it.")
+            raise UserError(f"The class folder {os.path.join(path, name)} holds no images: remove it or fill it.")
     labels = [label for label, found in enumerate(inside) for _ in found] or [0] * len(flat)
     return flat + [file for found in inside for file in found], labels, tuple(classes)
 

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 
 from sagan_tf.config import Config
 from sagan_tf.data import images
@@ -68,7 +67,7 @@ class TFDSSource:
             self._read = lambda index: features.deserialize_example_np(records.read(index), decoders=decoders)
         else:
             self._read = builder.as_data_source(split=config.data_split, decoders=decoders).__getitem__
-        self._loader = Loader(self._load, config.image_size, self.num_examples, config.skip_corrupt_records)
+        self.examples = Loader(self._load, config.image_size, self.num_examples, config.skip_corrupt_records)
 
     def _load(self, index: int) -> tuple[np.ndarray, int]:
         example = self._read(index)
@@ -83,10 +82,6 @@ class TFDSSource:
             return images.preprocess(bytes(example[self._image_key]), self._image_size), label
         except images.DECODE_ERRORS as error:
             raise CorruptExample(f"{self._where(index)} holds no image that can be read ({error})") from error
-
-    def examples(self, indices: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the examples of these indices, `{"images", "labels"}`."""
-        return self._loader(indices)
 
 
 def _key(features, usual: str, kind: type) -> str | None:

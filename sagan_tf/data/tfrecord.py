@@ -61,7 +61,7 @@ class TFRecordSource:
         self.num_classes = max(len(self.class_names), num_classes)
         self._label_end = (self.num_classes or None) if num_classes else None  # Without classes, no label is looked at.
         self._image_key, self._label_key, self._encoded = self._kind(pattern, max_corrupt)
-        self._loader = Loader(self._load, image_size, self.num_examples, max_corrupt)
+        self.examples = Loader(self._load, image_size, self.num_examples, max_corrupt)
 
     def _features(self, index: int):
         value = self._records.read(index)
@@ -116,10 +116,6 @@ class TFRecordSource:
             return images.preprocess(value[0], self._image_size), label
         except images.DECODE_ERRORS as error:
             raise CorruptExample(f"{self._records.where(index)} holds no image that can be read ({error})") from error
-
-    def examples(self, indices: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the examples of these indices, `{"images", "labels"}`."""
-        return self._loader(indices)
 
 
 def _files(pattern: str) -> list[str]:

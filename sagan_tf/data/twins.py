@@ -12,19 +12,7 @@ from numpy.typing import ArrayLike
 
 from sagan_tf.errors import UserError
 
-__all__ = [
-    "COLOURS",
-    "DEFAULT_CLASSES",
-    "GROUND",
-    "NUM_EXAMPLES",
-    "TwinsSource",
-    "agreement",
-    "labels",
-    "layout",
-    "patterns",
-    "render",
-    "tiles",
-]
+__all__ = ["COLOURS", "NUM_EXAMPLES", "TwinsSource", "agreement", "labels", "layout", "patterns", "render", "tiles"]
 
 NUM_EXAMPLES = 2**17
 

@@ -65,10 +65,7 @@ class _Files:
     class_names: tuple[str, ...] = ()
 
     def __init__(self, path: str):
-        try:
-            self._paths, _, _ = image_files.list_folder(path)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        self._paths, _, _ = image_files.list_folder(path)
         self.num_examples = len(self._paths)
         self.image_size = len(_pixels(self._paths[0]))
         self.examples = Loader(self._load, self.image_size, self.num_examples, 0)
