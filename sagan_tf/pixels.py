@@ -9,8 +9,6 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
-from sagan_tf import files
-
 __all__ = ["animation", "enlarge", "from_uint8", "grid", "png", "quantize", "table", "to_uint8"]
 
 # Of tables and animations: small images are enlarged by whole factors to about this height, in pixels.
@@ -118,8 +116,3 @@ def animation(frames: Sequence[np.ndarray], kind: str) -> bytes:
     options = {"lossless": True} if kind == "webp" else {}
     first.save(encoded, kind, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0, **options)
     return encoded.getvalue()
-
-
-def save_png(path: str, image: np.ndarray) -> None:
-    """Writes a uint8 image, making the directory if need be; whole or not at all."""
-    files.write(path, png(image))

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sagan_tf import metrics, pixels
+from sagan_tf import files, metrics, pixels
 from sagan_tf.data import twins
 from sagan_tf.data.arrays import ArraySource
 from sagan_tf.errors import UserError
@@ -40,8 +40,8 @@ def sides(tmp_path_factory):
             images = images // 4 * 3
         np.savez(root / f"{side}.npz", images=images, labels=labels)
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-            pixels.save_png(str(root / f"{side}-flat" / f"{number:04d}.png"), image)
-            pixels.save_png(str(root / f"{side}-classes" / str(label) / f"{number:04d}.png"), image)
+            files.write(str(root / f"{side}-flat" / f"{number:04d}.png"), pixels.png(image))
+            files.write(str(root / f"{side}-classes" / str(label) / f"{number:04d}.png"), pixels.png(image))
         for name, value in (("array", images), ("npz", f"{root}/{side}.npz")):
             forms[name].append(value)
         for name in ("flat", "classes"):
@@ -148,7 +148,7 @@ class ImagesTest:
         """Ten splits of a perfect folder, a class after the other, score what one does; a tenth of it holds all classes."""
         images, labels = real_images(50_000, 600)
         for number, index in enumerate(np.argsort(labels, kind="stable")):
-            pixels.save_png(str(tmp_path / f"{number:04d}.png"), images[index])
+            files.write(str(tmp_path / f"{number:04d}.png"), pixels.png(images[index]))
         values = compare(str(tmp_path), real_images(0)[0], embedded, protocol=Protocol(manifold=False)).values
         assert values["inception_score_10_splits"] > 0.9 * values["inception_score"] > 5.0
         (tenth,) = statistics.mixed(Images(str(tmp_path)).source, 60, 60)

@@ -98,16 +98,16 @@ class ConversionTest:
 
     def test_outputs_equal_the_reference(self, converted):
         a = {key: tf.constant(value) for key, value in np.load(os.path.join(GOLDEN, "sagan.npz")).items() if "trained" in key}
-        generator, discriminator = restore(converted[1])
-        images = generator([a["trained/z"], a["trained/labels"]], training=False)
-        logits = discriminator([a["trained/images"], a["trained/image_labels"]], training=False)
+        run = load_run(converted[1])
+        images = run.generator([a["trained/z"], a["trained/labels"]], training=False)
+        logits = run.discriminator([a["trained/images"], a["trained/image_labels"]], training=False)
         np.testing.assert_allclose(images, a["trained/generated_eval"], atol=5e-6)
         np.testing.assert_allclose(logits, a["trained/logits"], rtol=5e-6, atol=5e-6)
 
     def test_export_equals_the_reference(self, converted, tmp_path):
         config, directory = converted
         a = np.load(os.path.join(GOLDEN, "sagan.npz"))
-        saved_model.export(config, restore(directory)[0], str(tmp_path / "out"))
+        saved_model.export(config, load_run(directory).generator, str(tmp_path / "out"))
         serve = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_default"]
         images = serve(z=tf.constant(a["trained/z"]), labels=tf.constant(a["trained/labels"]))["images"]
         np.testing.assert_allclose(images, a["trained/generated_eval"], atol=5e-6)

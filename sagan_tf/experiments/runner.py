@@ -22,12 +22,12 @@ from absl import logging
 import sagan_tf
 from sagan_tf import config as config_lib
 from sagan_tf import files
-from sagan_tf.runs.signals import EXIT_INTERRUPTED
 from sagan_tf.errors import UserError
 from sagan_tf.experiments.suite import Job, Suite
 from sagan_tf.experiments.table import RunRecord, read, write_table
 from sagan_tf.metrics.record import Record
 from sagan_tf.runs.run import Run
+from sagan_tf.runs.signals import EXIT_INTERRUPTED
 
 __all__ = ["Commands", "Stopped", "locked", "run_suite"]
 

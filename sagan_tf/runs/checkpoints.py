@@ -6,7 +6,6 @@ flushed to the disk, read back, and only then renamed: a directory with a number
 """
 
 import concurrent.futures
-import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,24 +15,15 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from sagan_tf import config as config_lib
-from sagan_tf import files, networks
+from sagan_tf import files
 from sagan_tf.errors import UserError
-from sagan_tf.networks import State, model_state
+from sagan_tf.networks import State
 
 __all__ = ["Checkpoints", "mismatches"]
 
 _PREFIX = "ckpt"
 _TEMPORARY = "tmp-"
 _PINNED = "pinned.json"
-
-
-write_file = files.write
-
-
-def written_or_told(sentence: str) -> contextlib.AbstractContextManager:
-    """Turns what keeps something from being written into a warning, where the work goes on without it."""
-    return files.told(sentence, tf.errors.OpError)
 
 
 def mismatches(shapes: Mapping[str, list[int]], state: State, partial: bool = False) -> list[str]:
@@ -212,43 +202,3 @@ class Checkpoints:
 
 def _value(variable: keras.Variable | tf.Variable) -> tf.Tensor:
     return tf.convert_to_tensor(variable.value if isinstance(variable, keras.Variable) else variable)
-
-
-def uses_ema(config: config_lib.Config, use_ema: bool | None = None) -> bool:
-    """Returns whether the averaged generator is meant; None: if the run has one."""
-    return bool(config.ema_decay if use_ema is None else use_ema)
-
-
-def restore(model_dir: str, use_ema: bool | None = None, step: int | None = None) -> tuple[keras.Model, keras.Model]:
-    """Returns the trained generator and discriminator of a run.
-
-    Call them as `generator([z, labels], training=False)` and `discriminator([images, labels],
-    training=False)`.
-
-    Args:
-      model_dir: the directory of the run.
-      use_ema: take the averaged generator; None: if the run has one.
-      step: the checkpoint to read; None: the newest.
-
-    Raises:
-      UserError: if the directory is not that of a run, has no such checkpoint, or has no average.
-    """
-    return restore_with_step(model_dir, use_ema, step)[:2]
-
-
-def restore_with_step(model_dir: str, use_ema: bool | None = None, step: int | None = None) -> tuple[keras.Model, keras.Model, int]:
-    """Returns what `restore` does, and the step of the checkpoint: a damaged newest one is passed over.
-
-    Raises:
-      UserError: as `restore`.
-    """
-    config = config_lib.load(model_dir)
-    if use_ema and not config.ema_decay:
-        raise UserError(f"--model_dir={model_dir} was trained without an averaged generator (--ema_decay=0).")
-    name = "ema_generator" if uses_ema(config, use_ema) else "generator"
-    generator, discriminator = networks.generator(config), networks.discriminator(config)
-    state = model_state(name, generator) | model_state("discriminator", discriminator)
-    restored = Checkpoints(model_dir).restore(state, step, partial=True)
-    if restored is None:
-        raise UserError(f"--model_dir={model_dir} holds no checkpoint yet: train first.")
-    return generator, discriminator, restored
