@@ -16,9 +16,10 @@ from sagan_tf.config import Config
 
 __all__ = ["METRICS", "Adam", "Trainer"]
 
-# A replica's `images` and `labels`, and the scalars of an update by name.
+# A replica's `images` and `labels`; the scalars of an update by name; a loss, and scalars to report, of a replica's inputs.
 Batch = dict[str, tf.Tensor]
 Scalars = dict[str, tf.Tensor]
+Loss = Callable[..., tuple[tf.Tensor, Scalars]]
 
 # What `Trainer.train` returns for each step, in this order.
 METRICS = (
@@ -240,11 +241,7 @@ class Trainer:
         return tuple(tf.split(self.discriminator(both, training=True), 2))
 
     def _update(
-        self,
-        model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        loss_fn: Callable[..., tuple[tf.Tensor, Scalars]],
-        inputs: Sequence[tf.Tensor],
+        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, loss_fn: Loss, inputs: Sequence[tf.Tensor]
     ) -> tuple[Scalars, tf.Tensor]:
         """Applies the gradient of the mean loss over `accumulation_steps` parts of the inputs."""
         parts = self.config.accumulation_steps

@@ -6,6 +6,8 @@ from sagan_tf.runs.hooks import agreement
 from sagan_tf.runs.loop import train
 from sagan_tf.runs.run import Run
 
+__all__ = ["main", "run"]
+
 
 def main() -> None:
     """Trains a self-attention GAN; the same command continues an interrupted run.
