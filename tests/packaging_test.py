@@ -32,7 +32,7 @@ def files(*folders):
 def built(tmp_path_factory):
     """Returns the sdist and the wheel, made without network in a copy."""
     copy = tmp_path_factory.mktemp("packaging") / "copy"
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
+    ignored = shutil.ignore_patterns(".[!b]*", "__pycache__", "*.egg-info", "build", "dist")
 
     def ignore(directory, names):
         return ignored(directory, names) | ({"runs"} if pathlib.Path(directory) == ROOT else set())
@@ -49,7 +49,17 @@ class ContentsTest:
         with tarfile.open(built[0]) as archive:
             names = {name.partition("/")[2] for name in archive.getnames()}
         wanted = files("sagan_tf", "flags", "tools", "tests", "docs")
-        wanted |= {"BUILD", "CHANGELOG.md", "LICENSE", "README.md", "WORKSPACE", "pyproject.toml", "setup.py"}
+        wanted |= {
+            ".bazelrc",
+            "BUILD",
+            "CHANGELOG.md",
+            "CITATION.cff",
+            "LICENSE",
+            "README.md",
+            "WORKSPACE",
+            "pyproject.toml",
+            "setup.py",
+        }
         assert wanted - names == set()
 
     def test_wheel_has_the_package_and_the_flagfiles(self, built):
