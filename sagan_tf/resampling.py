@@ -13,7 +13,7 @@ kernel's taps first gives the same function (to float32 rounding) from fewer pro
 
 In two dimensions a 3x3 kernel becomes the sum of the four shifts of its zero-padded self, 4x4,
 and 16 products per low-resolution position replace 36. The sum is itself a product with the
-constant `[16, 9]` matrix `SUM_SHIFTS`, which reads and writes each kernel once.
+constant `[16, 9]` matrix `_SUM_SHIFTS`, which reads and writes each kernel once.
 
 All images are NHWC and kernels `[height, width, in, out]`.
 """
@@ -23,16 +23,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-__all__ = [
-    "MIN_FUSED_DOWN",
-    "MIN_FUSED_UP",
-    "SUM_SHIFTS",
-    "average_pool",
-    "conv_average_pool",
-    "upsample",
-    "upsample_conv",
-    "use_fused",
-]
+__all__ = ["MIN_FUSED_DOWN", "MIN_FUSED_UP", "average_pool", "conv_average_pool", "upsample", "upsample_conv", "use_fused"]
 
 # Below these sizes of the low-resolution feature map few positions share the summed kernel. Plain over fused time, forward and
 # backward, widths of 128 px, batch 16, two CPU cores (float32, bfloat16):
@@ -44,7 +35,7 @@ MIN_FUSED_DOWN = 8
 
 # Along one axis each of the three taps goes to two of the four.
 _SHIFTS = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], np.float32)
-SUM_SHIFTS = np.kron(_SHIFTS, _SHIFTS)
+_SUM_SHIFTS = np.kron(_SHIFTS, _SHIFTS)
 
 
 def use_fused(mode: str, low_resolution: int, least: int) -> bool:
@@ -85,7 +76,7 @@ def upsample_conv(images: Any, kernel: Any, mode: str = "auto") -> Any:
     if kernel.shape[0] == 1:
         return upsample(ops.conv(images, kernel, padding="same", data_format="channels_last"))
     # The transposed convolution wants its kernel turned around: `[4, 4, F, C]`, taps from last to first.
-    fused = ops.transpose(_sum_shifts(kernel, SUM_SHIFTS[::-1]), (0, 1, 3, 2))
+    fused = ops.transpose(_sum_shifts(kernel, _SUM_SHIFTS[::-1]), (0, 1, 3, 2))
     return ops.conv_transpose(images, fused, strides=2, padding="same", data_format="channels_last")
 
 
@@ -101,4 +92,4 @@ def conv_average_pool(images: Any, kernel: Any, mode: str = "auto") -> Any:
         return average_pool(ops.conv(images, kernel, padding="same", data_format="channels_last"))
     if kernel.shape[0] == 1:
         return ops.conv(average_pool(images), kernel, padding="same", data_format="channels_last")
-    return ops.conv(images, _sum_shifts(kernel, SUM_SHIFTS / 4), strides=2, padding="same", data_format="channels_last")
+    return ops.conv(images, _sum_shifts(kernel, _SUM_SHIFTS / 4), strides=2, padding="same", data_format="channels_last")

@@ -42,16 +42,8 @@ def interpolate_classes(
 ) -> np.ndarray:
     """Walks from class to class with z held, the parameters of conditional batch norm on a straight line.
 
-    Args:
-      generator: of the run, conditional.
-      config: of the run.
-      classes: to pass, at least 2.
-      per_class: samples, a row each: z number 0, 1, ... of the seed.
-      steps: frames from a class to the next, both counted; at least 2.
-      draws: of z.
-
-    Returns:
-      float32 `[per_class, frames, H, W, 3]` in [-1, 1].
+    The arguments are those of `interpolate_z`, but the generator must be conditional, `classes` are at least 2 to pass, and
+    each of `per_class` samples, z number 0, 1, ... of the seed, is a row: float32 `[per_class, frames, H, W, 3]` in [-1, 1].
     """
     frames = path(len(classes), steps)
     weights = np.zeros((len(frames), config.num_classes), np.float32)

@@ -17,18 +17,7 @@ from sagan_tf.export import saved_model
 from sagan_tf.runs.run import Run
 from sagan_tf.sampling import Choice
 
-__all__ = [
-    "Point",
-    "Sample",
-    "Source",
-    "cell",
-    "distinct_queries",
-    "export_source",
-    "generated",
-    "load_images",
-    "real",
-    "run_source",
-]
+__all__ = ["Point", "Sample", "Source", "cell", "distinct_queries", "export_source", "generated", "real", "run_source"]
 
 AUTOMATIC_QUERIES = 5
 _BATCH = 4  # Maps are large: 256 MB for one image with attention at 128 px.
@@ -80,7 +69,7 @@ def run_source(run: Run, choice: Choice, images: str = "") -> Source:
     Args:
       run: with self-attention.
       choice: which samples.
-      images: real images to show instead, as `load_images` reads them; the maps are then the discriminator's alone.
+      images: real images to show instead, as `_load_images` reads them; the maps are then the discriminator's alone.
 
     Raises:
       UserError: if the run has no self-attention, or no such checkpoint or class.
@@ -96,7 +85,7 @@ def run_source(run: Run, choice: Choice, images: str = "") -> Source:
 
     def samples(total: int) -> Iterator[Sample]:
         if images:
-            return real(discriminator, *load_images(images, choice, config, total))
+            return real(discriminator, *_load_images(images, choice, config, total))
         z, labels = sampling.inputs(classes, choice.per_class(total, len(classes)), config.z_dim, choice.draws)
         attentive = networks.with_attention(generator)
         return generated(lambda z, labels: attentive([z, labels]), discriminator, z, labels)
@@ -172,7 +161,7 @@ def _samples(run: Callable[..., Sequence[tf.Tensor]], names: Sequence[str], firs
             yield Sample(image, int(label), dict(zip(names, each, strict=True)))
 
 
-def load_images(path: str, choice: Choice, config: Config, total: int) -> tuple[np.ndarray, np.ndarray]:
+def _load_images(path: str, choice: Choice, config: Config, total: int) -> tuple[np.ndarray, np.ndarray]:
     """Reads real images, cropped and resized as for training.
 
     Args:
