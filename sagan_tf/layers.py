@@ -134,7 +134,15 @@ class SNConv2D(_SpectralNormLayer):
     Reference: paper section 4.1; Miyato et al., arXiv 1802.05957.
     """
 
-    def __init__(self, filters: int, kernel_size=3, resample: str | None = None, fused_resampling="auto", use_bias=True, **kwargs):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int = 3,
+        resample: str | None = None,
+        fused_resampling: str = "auto",
+        use_bias: bool = True,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         if resample not in (None, "up", "down"):
             raise ValueError(f"resample must be None, 'up' or 'down', not {resample!r}")
@@ -256,7 +264,14 @@ class BatchNormalization(keras.layers.Layer):
       **kwargs: `name` and `dtype`.
     """
 
-    def __init__(self, momentum=0.999, epsilon=1e-5, unbiased_moving_variance=False, synchronized=False, **kwargs):
+    def __init__(
+        self,
+        momentum: float = 0.999,
+        epsilon: float = 1e-5,
+        unbiased_moving_variance: bool = False,
+        synchronized: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.momentum = momentum
         self.epsilon = epsilon

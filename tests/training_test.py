@@ -153,8 +153,8 @@ class NotFiniteTest:
         ("name", "culprit"),
         [
             ("discriminator/logits/dense/bias", "generator_loss is nan"),
-            # Before a ReLU, which turns NaN into 0 on CPU: losses and gradients stay finite.
-            ("discriminator/block_2/conv_1/bias", "in discriminator/block_2/conv_1/bias"),
+            # Before a ReLU, which on some CPUs turns NaN into 0, so that losses and gradients stay finite.
+            ("discriminator/block_2/conv_1/bias", "(in discriminator/block_2/conv_1/bias|generator_loss is nan)"),
             # Not read in training at all.
             ("generator/batch_norm/moving_mean", "in generator/batch_norm/moving_mean"),
         ],
