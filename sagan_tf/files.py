@@ -19,27 +19,29 @@ from sagan_tf.errors import UserError
 __all__ = ["append_line", "read_json", "sync", "told", "whole", "write", "write_json", "writing"]
 
 
-def write(path: str, content: str | bytes) -> None:
+def write(path: str, content: str | bytes, flush: bool = True) -> None:
     """Writes a file whole or not at all, making its directory if need be.
 
     Args:
       path: of the file.
       content: text, written as UTF-8, or bytes.
+      flush: wait for the disk, so that a power cut does not lose it; one of thousands need not.
 
     Raises:
       OSError: if it cannot be written; what stood there before is untouched.
     """
     data = content.encode() if isinstance(content, str) else content
-    with whole(path) as temporary, open(temporary, "wb") as file:
+    with whole(path, flush) as temporary, open(temporary, "wb") as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def whole(path: str) -> Iterator[str]:
+def whole(path: str, flush: bool = True) -> Iterator[str]:
     """Gives a temporary name to write to; the file takes its real name when the block ends well, else it goes.
 
     Args:
       path: the real name; its directory is made.
+      flush: wait for the disk.
 
     Raises:
       OSError: if it cannot be written.
@@ -54,7 +56,8 @@ def whole(path: str) -> Iterator[str]:
     temporary = f"{path}.tmp-{os.getpid()}"
     try:
         yield temporary
-        sync(temporary)
+        if flush:
+            sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -39,7 +39,7 @@ def write_folder(path: str, batches: Batches, total: int) -> None:
         for images, labels in batches:
             for image, label in zip(images, labels, strict=True):
                 name = os.path.join(path, f"{next(numbers):07d}_class{label:04d}.png")
-                pending.append(pool.submit(lambda name, image: files.write(name, pixels.png(image)), name, image))
+                pending.append(pool.submit(lambda name, image: files.write(name, pixels.png(image), flush=False), name, image))
             while len(pending) > 4 * len(images):  # No more than a few batches wait in memory.
                 pending.popleft().result()
             bar.update(len(images))
