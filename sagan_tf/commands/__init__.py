@@ -6,6 +6,8 @@ Importing this package imports TensorFlow, without the start-up notes that would
 import importlib
 import os
 
+__all__: list[str] = []
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # Whatever ~/.keras/keras.json says.
 

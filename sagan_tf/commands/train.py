@@ -33,8 +33,8 @@ def _closing_words(run: Run) -> str:
     if config.dataset == "twins":
         score = agreement(run.generator, config)
         lines.append(f"Agreement of the twins (1: alike in every image, as in the data; 0: by chance): {score:.3f}")
-    if config.eval_every_steps and (records := run.records):
-        lines.append(f"Step {records[-1].step}:\n{records[-1]}")
+    if run.measured:
+        lines.append(f"Step {run.measured.step}:\n{run.measured}")
     return "\n".join(lines)
 
 

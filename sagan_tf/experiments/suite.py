@@ -98,7 +98,7 @@ def load_suite(folder: str, scale_file: str = "") -> Suite:
       UserError: if there is no flagfile, one cannot be read or is impossible, or the scale would make
         arms equal that are compared.
     """
-    paths = {path.stem: str(path) for path in pathlib.Path(folder).glob("*.cfg") if path.stem != _BASE}
+    paths = {path.stem: str(path) for path in pathlib.Path(folder).glob("[!.]*.cfg") if path.stem != _BASE}
     if not paths:
         raise UserError(f"--suite={folder} holds no flagfiles (*.cfg): name a folder such as flags/study.")
     given = {name: read_settings(paths[name]) for name in sorted(paths, key=natural)}

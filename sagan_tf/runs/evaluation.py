@@ -61,7 +61,8 @@ def evaluate_run(
     with evaluator.strategy.scope():
         generator, _, step, use_ema = run.networks(step, use_ema)
         sampler = sampling.sampler(generator, run.config, draws, step, use_ema=use_ema)
-    record = evaluator.measure(sampler, run.intra_fid_file(step, _digest(generator)))
+    progress = run.intra_fid_file(step, _digest(generator)) if evaluator.protocol.intra_fid_samples else ""
+    record = evaluator.measure(sampler, progress)
     return record, run.add(record)
 
 

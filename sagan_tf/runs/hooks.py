@@ -79,7 +79,8 @@ class Hook:
     sagan_tf.train(config, hooks=[PrintGamma()])
     ```
 
-    A step that is due to be saved is saved before its hooks are called. With several processes, the chief alone calls them.
+    A step that is due to be saved is saved before its hooks are called. With several processes, the chief alone calls them;
+    periods also say how many steps are made at a time, so all of them must be given the same hooks.
 
     Args:
       period: steps between calls, in place of the class's own; 0: after the last step alone.
@@ -139,6 +140,7 @@ class Progress(Hook):
 
     def show(self, step: int, values: Mapping[str, str]) -> None:
         """Shows values, by name, beside the bar or in the log."""
+        self._bar.update(step - self._bar.n)
         self._bar.set_postfix(values)
         if self._bar.disable:
             logging.info("step %d: %s", step, ", ".join(f"{name} {value}" for name, value in values.items()))

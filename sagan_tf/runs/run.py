@@ -8,7 +8,7 @@ import functools
 import os
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import numpy as np
@@ -20,13 +20,17 @@ from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.metrics.record import Record, fingerprint
 from sagan_tf.runs.checkpoints import Checkpoints
-from sagan_tf.runs.scalars import Curve, read_scalars
+
+if TYPE_CHECKING:
+    from sagan_tf.runs.scalars import Curve
 
 __all__ = ["Networks", "Run", "load_run", "pretrained"]
 
 _METRICS_FILE = "metrics.jsonl"
 # Kept whatever its age: the checkpoint with the lowest FID of each protocol, and that which is being evaluated.
 _BEST, _EVALUATING = "best_fid", "evaluating"
+# The settings that say where the images come from. Those at their defaults mean those of the run.
+_IMAGES = ("dataset", "data_split", "data_dir")
 
 
 class Networks(NamedTuple):
@@ -56,7 +60,10 @@ class Run:
       directory: of the run.
       config: its settings.
       checkpoints: those of the run.
+      measured: the record that this process added last; None: none.
     """
+
+    measured: Record | None = None
 
     def __init__(self, directory: str, config: Config):
         self.directory = directory
@@ -67,15 +74,20 @@ class Run:
     def reconcile(config: Config) -> Config:
         """Returns the settings with which the run that `config.model_dir` names goes on; `config` itself if there is none yet.
 
-        All fields of `config` count as given, so that what it says is what happens, or is refused. To go on with a run
-        without repeating its settings, take `load_run(directory).config.replace(...)`.
+        All fields of `config` count as given, so that what it says is what happens, or is refused. Only where the images
+        come from may be left at its default: a run goes on with those it was trained on. To go on without repeating any
+        settings, take `load_run(directory).config.replace(...)`.
 
         Raises:
           UserError: if `config` would make it another experiment.
         """
         if not os.path.exists(os.path.join(config.model_dir, config_lib.CONFIG_FILE)):
             return config
-        return config_lib.reconcile(config_lib.load(config.model_dir), dataclasses.asdict(config))
+        given = dataclasses.asdict(config)
+        for name in _IMAGES:
+            if given[name] == getattr(Config, name):
+                del given[name]
+        return config_lib.reconcile(config_lib.load(config.model_dir), given)
 
     @classmethod
     def create(cls, config: Config) -> "Run":
@@ -126,6 +138,7 @@ class Run:
           Whether its FID is the lowest under its protocol. A run that cannot be written is left as it is, with a warning.
         """
         alike = [other for other in self.records if other.protocol == record.protocol and other.step != record.step]
+        self.measured = record
         best = all(record.values["fid"] < other.values["fid"] for other in alike)
         with files.told(f"The result of step {record.step} cannot be recorded in {self.directory}", tf.errors.OpError):
             files.append_line(os.path.join(self.directory, _METRICS_FILE), record.to_json())
@@ -166,7 +179,7 @@ class Run:
         """The directory of sample grids, `STEP.png` each."""
         return os.path.join(self.directory, "samples")
 
-    def summary_writer(self, suffix: str = "") -> tf.summary.SummaryWriter:
+    def summary_writer(self, suffix: str | None = None) -> tf.summary.SummaryWriter:
         """Returns a writer of the run's TensorBoard files.
 
         Raises:
@@ -174,8 +187,10 @@ class Run:
         """
         return tf.summary.create_file_writer(self._summaries_dir, filename_suffix=suffix)
 
-    def scalars(self) -> dict[str, Curve]:
+    def scalars(self) -> "dict[str, Curve]":
         """Returns the curves of the run's TensorBoard files, by tag."""
+        from sagan_tf.runs.scalars import read_scalars  # TensorBoard takes a while to import.
+
         return read_scalars(self._summaries_dir)
 
     def save_grid(self, step: int, sheet: np.ndarray) -> None:
@@ -251,12 +266,15 @@ class Run:
           uint8 `[len(classes) * count, H, W, 3]`, class by class.
 
         Raises:
-          UserError: if a class is out of range, or there is no checkpoint.
+          UserError: if a class is out of range, nothing is asked for, or there is no checkpoint.
         """
         known = max(self.config.num_classes, 1)
-        labels = np.repeat(np.arange(known) if classes is None else np.asarray(classes, np.int32), count)
-        if len(labels) and not 0 <= labels.min() <= labels.max() < known:
-            raise UserError(f"classes={list(classes or ())} are not all classes of {self.directory}: they are 0 to {known - 1}.")
+        wanted = np.arange(known) if classes is None else np.array(classes, np.int32)
+        if not (len(wanted) and 0 <= wanted.min() <= wanted.max() < known):
+            raise UserError(f"classes={wanted.tolist()} are not all classes of {self.directory}: they are 0 to {known - 1}.")
+        if count < 1:
+            raise UserError(f"count={count} must be at least 1.")
+        labels = np.repeat(wanted, count)
         z = sampling.draw_z(tf.range(len(labels), dtype=tf.int64), self.config.z_dim, seed, truncation)
         return pixels.to_uint8(sampling.generate(self.generator, z, labels))
 
