@@ -12,9 +12,8 @@ for path in sorted((ROOT / "flags").rglob("*.cfg")):
     path = path.relative_to(ROOT)
     FLAGFILES.setdefault(f"share/sagan_tf/{path.parent}", []).append(str(path))
 
-# What stands behind sagan-NAME, a module of sagan_tf/commands each.
-COMMANDS = {name: name for name in ("train", "sample", "attention", "export", "evaluate", "report", "reproduce", "convert")}
-COMMANDS |= {"records": "make_tfrecords"}
+# What stands behind sagan-NAME is sagan_tf/commands/NAME.py.
+COMMANDS = ("train", "sample", "attention", "export", "evaluate", "report", "records", "convert", "reproduce")
 
 setup(
     name="sagan_tf",
@@ -58,5 +57,5 @@ setup(
         "jax": ["jax"],
         "onnx": ["tf2onnx"],
     },
-    entry_points={"console_scripts": [f"sagan-{name}=sagan_tf.commands.{module}:run" for name, module in COMMANDS.items()]},
+    entry_points={"console_scripts": [f"sagan-{name}=sagan_tf.commands.{name}:run" for name in COMMANDS]},
 )

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sagan_tf import files
+from sagan_tf.architecture import IMAGE_SIZES, attention_places
 from sagan_tf.errors import UserError
-from sagan_tf.tables import IMAGE_SIZES, attention_places
 
 __all__ = [
     "CONFIG_FILE",

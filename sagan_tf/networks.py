@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from sagan_tf.architecture import DISCRIMINATOR, GENERATOR
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.layers import (
@@ -18,7 +19,6 @@ from sagan_tf.layers import (
     SNEmbedding,
     power_iteration,
 )
-from sagan_tf.tables import DISCRIMINATOR, GENERATOR
 
 __all__ = [
     "DownBlock",

@@ -13,7 +13,7 @@ from PIL import Image
 from sagan_tf import networks, pixels, sampling
 from sagan_tf.attention import figure, maps
 from sagan_tf.attention.maps import Sample, cell, distinct_queries
-from sagan_tf.attention.showing import Request, show
+from sagan_tf.attention.outputs import Request, show
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.export import saved_model

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from absl import flags
 
+from sagan_tf import architecture
 from sagan_tf import config as config_lib
-from sagan_tf import tables
 from sagan_tf.commands import cli
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
@@ -77,9 +77,9 @@ class ValidationTest:
 
 class TablesTest:
     def test_attention_stands_where_both_networks_pass(self):
-        places = {size: tables.attention_places(size) for size in tables.IMAGE_SIZES}
+        places = {size: architecture.attention_places(size) for size in architecture.IMAGE_SIZES}
         assert places == {32: (8, 16), 64: (8, 16, 32), 128: (8, 16, 32, 64), 256: (8, 16, 32, 64, 128)}
-        assert tables.attention_places(100) == ()
+        assert architecture.attention_places(100) == ()
 
 
 class ModelDirTest:

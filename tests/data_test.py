@@ -14,7 +14,7 @@ from PIL import Image
 from sagan_tf import data
 from sagan_tf.config import Config
 from sagan_tf.data import images, twins
-from sagan_tf.data.records import index_file
+from sagan_tf.data.record_files import index_file
 from sagan_tf.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -17,7 +17,7 @@ import tensorflow as tf
 from sagan_tf import data
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
-from sagan_tf.runs import distribution
+from sagan_tf.runs import strategies
 from sagan_tf.runs.checkpoints import Checkpoints
 from sagan_tf.runs.run import Run, load_run
 from sagan_tf.training import METRICS, Trainer
@@ -273,30 +273,30 @@ class NoiseTest:
 class StrategyTest:
     def test_batch_must_divide_among_replicas(self):
         with pytest.raises(UserError, match=r"--batch_size=6 .* 4 replicas: choose a multiple of 4"):
-            distribution.make_strategy(Config(batch_size=6, distribution="mirrored"))
+            strategies.make_strategy(Config(batch_size=6, distribution="mirrored"))
 
     def test_multi_worker_without_a_cluster_is_refused(self, monkeypatch):
         for name in ("TF_CONFIG", "SLURM_PROCID"):
             monkeypatch.delenv(name, raising=False)
         with pytest.raises(UserError, match="TF_CONFIG"):
-            distribution.make_strategy(Config(distribution="multi_worker"))
+            strategies.make_strategy(Config(distribution="multi_worker"))
 
     @pytest.mark.parametrize("task", [0, 1])
     def test_cluster_of_a_slurm_job(self, monkeypatch, task):
         """Two nodes without GPUs, as `srun` describes them to its tasks."""
         monkeypatch.delenv("TF_CONFIG", raising=False)
-        monkeypatch.setattr(distribution.shutil, "which", lambda _: None)
+        monkeypatch.setattr(strategies.shutil, "which", lambda _: None)
         job = {"PROCID": str(task), "STEP_NODELIST": "node[07-08]", "STEP_TASKS_PER_NODE": "1(x2)", "STEP_NUM_TASKS": "2"}
         for name, value in job.items():
             monkeypatch.setenv(f"SLURM_{name}", value)
-        resolver = distribution.cluster_resolver()
+        resolver = strategies.cluster_resolver()
         assert resolver.cluster_spec().as_dict() == {"worker": ["node07:8888", "node08:8888"]}
         assert (resolver.task_type, resolver.task_id) == ("worker", task)
 
     def test_auto_without_gpus_is_one_device(self):
-        strategy = distribution.make_strategy(Config())
+        strategy = strategies.make_strategy(Config())
         assert strategy.num_replicas_in_sync == 1
-        assert distribution.is_chief(Config())
+        assert strategies.is_chief(Config())
 
     @pytest.mark.parametrize(
         ("jobs", "task", "chief"),
@@ -310,4 +310,4 @@ class StrategyTest:
     def test_one_process_of_a_cluster_is_its_chief(self, monkeypatch, jobs, task, chief):
         cluster = {"cluster": {job: ["localhost:1", "localhost:2"] for job in jobs}, "task": {"type": task[0], "index": task[1]}}
         monkeypatch.setenv("TF_CONFIG", json.dumps(cluster))
-        assert distribution.is_chief(Config(distribution="multi_worker")) is chief
+        assert strategies.is_chief(Config(distribution="multi_worker")) is chief

@@ -9,7 +9,7 @@ from sources import ROOT, imports, modules, place, tree
 
 # What stands in one row may import what stands in its own and in those above: modules of the root, and folders.
 LAYERS = (
-    ("errors", "files", "tables", "templates", "config", "pixels"),
+    ("errors", "files", "architecture", "templates", "config", "pixels"),
     ("resampling", "layers", "networks", "losses", "sampling", "walks", "training"),
     ("data",),
     ("metrics",),

@@ -8,9 +8,9 @@ import pytest
 from keras import ops
 
 from sagan_tf import networks
+from sagan_tf.architecture import attention_places
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
-from sagan_tf.tables import attention_places
 
 
 def parameters(model):

@@ -15,7 +15,7 @@ from sagan_tf import networks, pixels, sampling, walks
 from sagan_tf.config import Config
 from sagan_tf.data import twins
 from sagan_tf.errors import UserError
-from sagan_tf.gallery import bulk, drawing
+from sagan_tf.gallery import bulk, modes
 from sagan_tf.networks import model_state
 from sagan_tf.runs.run import Run, load_run
 from sagan_tf.sampling import Draws, sampler, stream
@@ -67,7 +67,7 @@ def draw(monkeypatch, tmp_path, trained):
     monkeypatch.chdir(tmp_path)
 
     def call(run=trained, **values):
-        return drawing.draw(run, drawing.Request(**{"output": "out.png"} | values))
+        return modes.draw(run, modes.Request(**{"output": "out.png"} | values))
 
     return call
 
@@ -212,7 +212,7 @@ class NeighboursTest:
         return made
 
     def test_sheet_shows_them_beside_the_samples(self, draw, monkeypatch, source):
-        monkeypatch.setattr(drawing.data, "open_source", lambda config: source)
+        monkeypatch.setattr(modes.data, "open_source", lambda config: source)
         assert "nearest 2 of 200 training images to 6 samples" in draw(neighbours=2, output="near.png")
         assert read("near.png").shape[1] > 5 * 128
         with pytest.raises(UserError, match="--neighbours=201, but the dataset has 200 images"):
@@ -314,7 +314,7 @@ class CommandTest:
         out, error = drawn.communicate(timeout=240)
         assert (drawn.returncode, out) == (0, "2 walks of 3 images, one per row, in walk.png\n"), error
         same = str(tmp_path / "same.png")
-        drawing.draw(trained, drawing.Request(output=same, interpolate="z", steps=3, classes=["2", "0"], sample_seed=4))
+        modes.draw(trained, modes.Request(output=same, interpolate="z", steps=3, classes=["2", "0"], sample_seed=4))
         np.testing.assert_array_equal(read(tmp_path / "walk.png"), read(same))
         _, error = refused.communicate(timeout=240)
         assert refused.returncode == 1

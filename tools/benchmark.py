@@ -36,7 +36,7 @@ import keras
 import numpy as np
 from absl import app, flags
 
-from sagan_tf import files, losses, networks, resampling, tables
+from sagan_tf import architecture, files, losses, networks, resampling
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 
@@ -84,7 +84,7 @@ def forward_flop(config: Config) -> tuple[float, float]:
         convolutions = size**2 * channels * (channels // 8 * 2 + channels // 2 * 2)
         return convolutions + size**2 * keys * (channels // 8 + channels // 2)
 
-    (size, multiple), *rows = tables.GENERATOR[config.image_size]
+    (size, multiple), *rows = architecture.GENERATOR[config.image_size]
     width = multiple * config.gf_dim
     generator = config.z_dim * size**2 * width
     for size, multiple in rows:
@@ -97,7 +97,7 @@ def forward_flop(config: Config) -> tuple[float, float]:
     generator += config.image_size**2 * 9 * width * 3
 
     discriminator, width, before = 0, 3, config.image_size
-    for size, multiple in tables.DISCRIMINATOR[config.image_size]:
+    for size, multiple in architecture.DISCRIMINATOR[config.image_size]:
         filters, low, pooled = multiple * config.df_dim, size**2, size < before
         fused = pooled and resampling.use_fused(mode, size, resampling.MIN_FUSED_DOWN)
         discriminator += before**2 * 9 * width * filters
@@ -319,13 +319,13 @@ def measure_resampling() -> dict[str, dict[str, float]]:
 
     config, results = variant_config("naive"), dict[str, dict[str, float]]()
     shapes = []  # (direction, low resolution, channels in, channels out)
-    (_, multiple), *rows = tables.GENERATOR[config.image_size]
+    (_, multiple), *rows = architecture.GENERATOR[config.image_size]
     width = multiple * config.gf_dim
     for size, multiple in rows:
         shapes.append(("up", size // 2, width, multiple * config.gf_dim))
         width = multiple * config.gf_dim
     before = config.image_size
-    for size, multiple in tables.DISCRIMINATOR[config.image_size]:
+    for size, multiple in architecture.DISCRIMINATOR[config.image_size]:
         if size < before:
             shapes.append(("down", size, multiple * config.df_dim, multiple * config.df_dim))
         before = size

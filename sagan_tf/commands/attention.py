@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from sagan_tf.attention.showing import FIGURE_SAMPLES, PAGE_SAMPLES, Request, show
+from sagan_tf.attention.outputs import FIGURE_SAMPLES, PAGE_SAMPLES, Request, show
 from sagan_tf.commands import cli
 from sagan_tf.runs.run import Run
 

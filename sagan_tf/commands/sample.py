@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 
 from sagan_tf.commands import cli
-from sagan_tf.gallery.drawing import ANIMATION_STEPS, STRIP_STEPS, Request, draw
+from sagan_tf.gallery.modes import ANIMATION_STEPS, STRIP_STEPS, Request, draw
 from sagan_tf.runs.run import Run
 from sagan_tf.sampling import GRID_COLUMNS
 

@@ -1,7 +1,7 @@
 """`sagan-train`: trains a SAGAN, or continues a run where it stopped."""
 
 from sagan_tf.commands import cli
-from sagan_tf.runs import distribution
+from sagan_tf.runs import strategies
 from sagan_tf.runs.hooks import agreement
 from sagan_tf.runs.loop import train
 from sagan_tf.runs.run import Run
@@ -16,7 +16,7 @@ def main() -> None:
     sagan-train --dataset=folder:my_images --image_size=64 --model_dir=/tmp/mine
     """
     run = train(cli.config_from_flags())
-    if distribution.is_chief(run.config):
+    if strategies.is_chief(run.config):
         print(_closing_words(run))
 
 

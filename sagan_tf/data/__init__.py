@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from sagan_tf.config import Config
 from sagan_tf.data.folder import FolderSource
-from sagan_tf.data.loading import recover as user_error
+from sagan_tf.data.loader import recover as user_error
 from sagan_tf.data.tfds import TFDSSource
 from sagan_tf.data.tfrecord import TFRecordSource
 from sagan_tf.data.twins import TwinsSource

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sagan_tf.data.loading import Loader
+from sagan_tf.data.loader import Loader
 from sagan_tf.errors import UserError
 
 __all__ = ["ArraySource"]

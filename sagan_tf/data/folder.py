@@ -3,7 +3,7 @@
 import numpy as np
 
 from sagan_tf.data import images
-from sagan_tf.data.loading import CorruptExample, Loader
+from sagan_tf.data.loader import CorruptExample, Loader
 
 __all__ = ["FolderSource"]
 

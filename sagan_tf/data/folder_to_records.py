@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from sagan_tf import files
 from sagan_tf.data import images
-from sagan_tf.data.records import reason
+from sagan_tf.data.record_files import reason
 from sagan_tf.data.tfrecord import CLASSES_FILE, MANIFEST_FILE, SKIPPED_FILE
 from sagan_tf.errors import UserError
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from sagan_tf.config import Config
 from sagan_tf.data import images
-from sagan_tf.data.loading import CorruptExample, Loader, data_error
-from sagan_tf.data.records import RecordFiles
+from sagan_tf.data.loader import CorruptExample, Loader, data_error
+from sagan_tf.data.record_files import RecordFiles
 from sagan_tf.errors import UserError
 
 __all__ = ["TFDSSource"]

@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from sagan_tf.data import images
-from sagan_tf.data.loading import CorruptExample, Loader, data_error
-from sagan_tf.data.records import READ_ERRORS, RecordFiles, reason
+from sagan_tf.data.loader import CorruptExample, Loader, data_error
+from sagan_tf.data.record_files import READ_ERRORS, RecordFiles, reason
 from sagan_tf.errors import UserError
 
 __all__ = ["CLASSES_FILE", "MANIFEST_FILE", "SKIPPED_FILE", "TFRecordSource"]

@@ -5,9 +5,9 @@ import pathlib
 import re
 from typing import Any
 
+from sagan_tf.architecture import attention_places
 from sagan_tf.config import Config, expand_flagfile
 from sagan_tf.errors import UserError
-from sagan_tf.tables import attention_places
 
 __all__ = ["CONTROL", "EVALUATION", "Arm", "Job", "Suite", "load_suite", "natural", "plan", "read_settings"]
 

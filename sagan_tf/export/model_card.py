@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sagan_tf import tables, templates
+from sagan_tf import architecture, templates
 from sagan_tf.config import Config, reproduce_command, show
 from sagan_tf.metrics.record import by_protocol
 from sagan_tf.runs.run import Networks, Run
@@ -45,7 +45,7 @@ def text(run: Run, trained: Networks, formats: Sequence[str] = ("saved_model",))
         parameters=sum(math.prod(weight.shape) for weight in generator.trainable_variables),
         records=[group[-1] for _, group in by_protocol(measured)],
         source=source,
-        table=tables.GENERATOR[config.image_size],
+        table=architecture.GENERATOR[config.image_size],
         trained=trained,
     )
 

@@ -8,7 +8,7 @@ from PIL import Image
 from sagan_tf.data import Source
 from sagan_tf.data import images as image_files
 from sagan_tf.data.arrays import ArraySource
-from sagan_tf.data.loading import Loader, data_error
+from sagan_tf.data.loader import Loader, data_error
 from sagan_tf.errors import UserError
 
 __all__ = ["Images"]

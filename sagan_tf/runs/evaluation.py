@@ -14,7 +14,7 @@ from sagan_tf.errors import UserError
 from sagan_tf.metrics import classifiers
 from sagan_tf.metrics.evaluator import Evaluator, Protocol
 from sagan_tf.metrics.record import Record
-from sagan_tf.runs import distribution
+from sagan_tf.runs import strategies
 from sagan_tf.runs.run import Run
 from sagan_tf.sampling import Draws
 
@@ -34,7 +34,7 @@ def prepare(config: Config, protocol: Protocol) -> tuple[Run, Evaluator]:
       UserError: if the dataset or the classifier cannot be read.
     """
     run = Run(config.model_dir, config)
-    strategy = distribution.replicas(config.replace(distribution="auto") if config.distribution == "multi_worker" else config)
+    strategy = strategies.replicas(config.replace(distribution="auto") if config.distribution == "multi_worker" else config)
     with strategy.scope():
         classifier = classifiers.of(config)
     return run, Evaluator(data.open_source(config), classifier, protocol, run.statistics_dir, strategy, config.dataset)

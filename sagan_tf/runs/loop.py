@@ -12,7 +12,7 @@ from absl import logging
 from sagan_tf import data
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
-from sagan_tf.runs import distribution
+from sagan_tf.runs import strategies
 from sagan_tf.runs.hooks import Hook, Training, standard_hooks
 from sagan_tf.runs.run import Networks, Run
 from sagan_tf.runs.signals import EXIT_INTERRUPTED, stop_on_signal
@@ -49,7 +49,7 @@ def train(config: Config, hooks: Sequence[Hook] = ()) -> Run:
     config = Run.reconcile(config)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy, chief = distribution.make_strategy(config), distribution.is_chief(config)
+    strategy, chief = strategies.make_strategy(config), strategies.is_chief(config)
     source = data.open_source(config)
     config = config.replace(num_classes=data.num_classes(source, config))
     hooks = [*standard_hooks(config, source, strategy), *hooks]
@@ -95,7 +95,7 @@ def _resume(training: Training, chief: bool) -> int:
     run, trainer = training.run, training.trainer
     restored = run.checkpoints.restore(trainer.state())
     start = int(trainer.step.numpy())
-    if not distribution.agree(trainer.strategy, start):
+    if not strategies.agree(trainer.strategy, start):
         raise UserError(
             f"The workers find different checkpoints (this one, step {start}): --model_dir={run.directory} must be one "
             "directory that all of them see."
@@ -194,7 +194,7 @@ def _make_steps(training: Training, batches: Iterator, count: int) -> tuple[np.n
         metrics, stopped = training.trainer.train(batches, tf.constant(count))
         return metrics.numpy(), bool(stopped.numpy())
     except tf.errors.OpError as error:
-        if distribution.is_lost_worker(training.trainer.strategy, error):
+        if strategies.is_lost_worker(training.trainer.strategy, error):
             training.run.checkpoints.wait()
             last = training.run.steps[-1]
             logging.error("Another worker is gone. Start all of them again: they continue at step %d.", last)
@@ -206,7 +206,7 @@ def _roll_back(training: Training, step: int, metrics: np.ndarray) -> None:
     """Goes back to the last checkpoint after a step that was not finite, or ends the run."""
     trainer, checkpoints, config = training.trainer, training.run.checkpoints, training.run.config
     checkpoints.wait()
-    distribution.agree(trainer.strategy, step)  # Only the chief writes: the others wait for it here.
+    strategies.agree(trainer.strategy, step)  # Only the chief writes: the others wait for it here.
     culprits = ", ".join(f"{name} is {value}" for name, value in zip(METRICS, metrics, strict=True) if not np.isfinite(value))
     variables = [name for name, variable in trainer.state().items() if not np.isfinite(np.array(variable)).all()]
     if variables:

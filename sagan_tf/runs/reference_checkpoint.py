@@ -14,11 +14,11 @@ import tensorflow as tf
 
 from sagan_tf import config as config_lib
 from sagan_tf import files
+from sagan_tf.architecture import DISCRIMINATOR, GENERATOR
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.runs.checkpoints import mismatches
 from sagan_tf.runs.run import Run
-from sagan_tf.tables import DISCRIMINATOR, GENERATOR
 from sagan_tf.training import Trainer
 
 __all__ = ["INFERRED", "convert", "infer_config", "our_name", "read", "to_state"]

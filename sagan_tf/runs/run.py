@@ -1,6 +1,7 @@
 """The directory of a training run: its configuration, checkpoints, records, scalars and sample grids.
 
-The one place that knows what the files of a run are called.
+The one place that knows what the files of a run are called, but for `config.json` (config.py) and what is in `checkpoints/`
+(checkpoints.py).
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ from sagan_tf.errors import UserError
 from sagan_tf.gallery import bulk
 from sagan_tf.metrics import classifiers
 from sagan_tf.metrics.neighbours import nearest_neighbours, neighbours_sheet
-from sagan_tf.runs import distribution
+from sagan_tf.runs import strategies
 from sagan_tf.runs.run import Run
 
 __all__ = ["ANIMATION_STEPS", "STRIP_STEPS", "Request", "draw"]
@@ -178,7 +178,7 @@ def _many(run: Run, request: Request, classes: list[int]) -> str:
         config = config.replace(distribution="auto")
     if not request.classes:
         classes = list(range(max(config.num_classes, 1)))
-    strategy = distribution.replicas(config)
+    strategy = strategies.replicas(config)
     with strategy.scope():
         generator = run.networks(request.checkpoint_step, request.use_ema).generator
     batches = sampling.stream(sampling.sampler(generator, config, request.draws), classes, request.num_images, strategy)

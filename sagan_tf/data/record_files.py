@@ -10,7 +10,7 @@ import google_crc32c
 import numpy as np
 import tensorflow as tf
 
-from sagan_tf.data.loading import CorruptExample
+from sagan_tf.data.loader import CorruptExample
 from sagan_tf.errors import UserError
 
 __all__ = ["READ_ERRORS", "RecordFiles", "index_file", "reason"]

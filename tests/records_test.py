@@ -18,7 +18,7 @@ from sagan_tf.config import Config
 from sagan_tf.data import folder_to_records
 from sagan_tf.errors import UserError
 
-TOOL = (sys.executable, "-m", "sagan_tf.commands.make_tfrecords")
+TOOL = (sys.executable, "-m", "sagan_tf.commands.records")
 # The tool chooses TensorFlow's log level itself, unless told.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
 NAMES = ("n01440764/a.JPEG", "n01440764/b.png", "n01443537/c.png", "n01443537/deeper/d.png", "n01484850/e.webp", "n01484850/f.png")
