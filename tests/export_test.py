@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from processes import Command
 
 from sagan_tf import networks, sampling
 from sagan_tf.config import Config
@@ -275,10 +276,9 @@ class ModelCardTest:
 
 class CommandTest:
     def test_exports_what_the_flags_say(self, run):
-        command = [sys.executable, "-m", "sagan_tf.commands.export", "--model_dir=run", "--export_dir=out"]
-        command += ["--checkpoint_step=3", "--nouse_ema"]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
-        assert "SavedModel in out: out/README.md says how to use it." in printed
+        command = Command("export", "--model_dir=run", "--export_dir=out", "--checkpoint_step=3", "--nouse_ema")
+        assert command.wait() == 0, command.stderr
+        assert "SavedModel in out: out/README.md says how to use it." in command.stdout
         with open("out/README.md", encoding="utf-8") as file:
             card = file.read()
         assert "| step | 3 of 1,000,000 |" in card

@@ -131,7 +131,7 @@ def page(runs: Sequence[Recorded]) -> str:
     """Returns the report of one run, or the comparison of several, as one self-contained HTML document.
 
     Raises:
-      UserError: if matplotlib is not installed, or a sample grid or all checkpoints are damaged.
+      UserError: if a sample grid or all checkpoints are damaged.
     """
     curves = {run.name: run.curves for run in runs}
     shared = {

@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from sagan_tf.errors import UserError
 from sagan_tf.runs.scalars import Curve
 
 __all__ = ["COLOURS", "INK", "MAX_POINTS", "PANELS", "Runs", "panels", "plot", "thin"]
@@ -82,15 +84,7 @@ def plot(title: str, unit: str, tags: Sequence[str], runs: Runs, prefix: str) ->
       tags: of the curves.
       runs: that may have them.
       prefix: of the element's ids, which no other element of the page shares.
-
-    Raises:
-      UserError: if matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("sagan-report draws with matplotlib, which is not installed: pip install matplotlib.") from error
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": prefix}):
         figure = Figure(figsize=(5.6, 3.4), layout="constrained")
         axes = figure.subplots()
@@ -98,8 +92,8 @@ def plot(title: str, unit: str, tags: Sequence[str], runs: Runs, prefix: str) ->
         for (steps, values), style in lines:
             axes.plot(steps, values, **style)
         axes.set(title=title, xlabel="step", ylabel=unit)
-        axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.ticklabel_format(axis="y", style="plain")
         if len(lines) > 1:
             figure.legend(loc="outside lower center", ncols=2)
