@@ -202,10 +202,11 @@ def stream(
 
     def draw(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         labels = tf.gather(tf.constant(classes, tf.int32), numbers % len(classes))
-        return pixels.quantize(source.draw(numbers, labels)), labels
+        return source.draw(numbers, labels), labels
 
+    # Gathered as floats: between replicas, TensorFlow gathers no uint8.
     for images, labels in in_batches(draw, count, strategy=strategy):
-        yield images.numpy(), labels.numpy()
+        yield pixels.to_uint8(images), labels.numpy()
 
 
 def parse_classes(names: Sequence[str], num_classes: int) -> list[int]:
