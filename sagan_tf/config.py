@@ -97,7 +97,7 @@ class Config:
     dataset: str = _setting(
         "twins",
         "Data",
-        "Training images: twins (generated), folder:PATH, tfrecord:GLOB, or tfds:NAME.",
+        "Training images: faces or twins (generated), folder:PATH, tfrecord:GLOB, or tfds:NAME.",
         free=True,
     )
     data_split: str = _setting("train", "Data", "Split to train on, for tfds:NAME (slices such as train[:50%] work).", free=True)
@@ -201,7 +201,10 @@ class Config:
 
     # Evaluation: the protocol of sagan-evaluate, and of sagan-train while it trains.
     classifier: str = _setting(
-        "inception", "Evaluation", "Classifier behind the metrics: inception, embedded, or a SavedModel's directory.", free=True
+        "inception",
+        "Evaluation",
+        "Classifier behind the metrics: inception, embedded, faces, or a SavedModel's directory.",
+        free=True,
     )
     classifier_logits: str = _setting("logits", "Evaluation", "Output of a SavedModel with the logits.", free=True)
     classifier_pool: str = _setting("pool_3", "Evaluation", "Output of a SavedModel with the features.", free=True)

@@ -157,7 +157,7 @@ class NumClassesTest:
 
     def test_unknown_dataset_lists_what_there_is(self):
         for name in ("foo", "folder:", "twins:3", ""):
-            with pytest.raises(UserError, match="none of twins, folder:PATH, tfrecord:GLOB and tfds:NAME"):
+            with pytest.raises(UserError, match="none of faces, twins, folder:PATH, tfrecord:GLOB and tfds:NAME"):
                 data.open_source(configure(name))
 
     def test_unconditional_labels_are_zero(self):

@@ -210,7 +210,7 @@ class RefusalTest:
             (["--attention_resolution=64"], "--attention_resolution=64 does not occur"),
             (["--dataset=folder:/no/such/folder"], "/no/such/folder does not exist"),
             (["--dataset=tfrecord:/no/such/*.tfrecord"], "no file matches"),
-            (["--dataset=nonsense"], "none of twins, folder:PATH"),
+            (["--dataset=nonsense"], "none of faces, twins, folder:PATH"),
             (["--batch_size=x"], "--batch_size"),
             (["--no_such_flag=1"], "no_such_flag"),
             (["--num_classes=9"], "at most 8 classes"),

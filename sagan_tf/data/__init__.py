@@ -11,6 +11,7 @@ from typing import Protocol
 import tensorflow as tf
 
 from sagan_tf.config import Config
+from sagan_tf.data.faces import FacesSource
 from sagan_tf.data.folder import FolderSource
 from sagan_tf.data.loader import recover as user_error
 from sagan_tf.data.tfds import TFDSSource
@@ -53,7 +54,9 @@ def open_source(config: Config) -> Source:
     """
     kind, _, rest = config.dataset.partition(":")
     source: Source
-    if config.dataset == "twins":
+    if config.dataset == "faces":
+        source = FacesSource(config.image_size, config.num_classes, config.seed)
+    elif config.dataset == "twins":
         source = TwinsSource(config.image_size, config.twins_cells, config.num_classes, config.seed)
     elif kind == "folder" and rest:
         source = FolderSource(rest, config.image_size, config.skip_corrupt_records)
@@ -62,7 +65,7 @@ def open_source(config: Config) -> Source:
     elif kind == "tfds" and rest:
         source = TFDSSource(rest, config)
     else:
-        raise UserError(f"--dataset={config.dataset} is none of twins, folder:PATH, tfrecord:GLOB and tfds:NAME.")
+        raise UserError(f"--dataset={config.dataset} is none of faces, twins, folder:PATH, tfrecord:GLOB and tfds:NAME.")
     num_classes(source, config)  # Refuses what does not fit.
     return source
 

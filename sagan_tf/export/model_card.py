@@ -37,7 +37,7 @@ def text(run: Run, trained: Networks, formats: Sequence[str] = ("saved_model",))
         command=reproduce_command(config, f"{run.name}-again"),
         config=config,
         default=Config(),
-        embedded=any(record.protocol.get("classifier") == "embedded" for record in measured),
+        embedded=any(record.protocol.get("classifier") in ("embedded", "faces") for record in measured),
         formats=formats,
         gamma=float(generator.get_layer("attention").gamma) if attentive else None,
         kind=kind,

@@ -24,11 +24,17 @@ __all__ = ["Classifier", "embedded_network", "inception_source", "load", "of", "
 INCEPTION_HANDLE = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 INCEPTION_SIZE = 299
 
-EMBEDDED_FILE = "twins_classifier.npz"
 EMBEDDED_SIZE = 32
 EMBEDDED_WIDTHS = (16, 32, 64)
 EMBEDDED_CLASSES = 6
 EMBEDDED_CELLS = 3
+IRIS_BINS = 6
+# The classifiers that ship with the package: name, the dataset it is trained on.
+EMBEDDED = {"embedded": "twins", "faces": "faces"}
+# How images reach their size, by dataset. Thin lines survive an average over areas, and not the picking of pixels.
+RESIZE = {"twins": "tf1_bilinear", "faces": "area"}
+# What one is trained to tell beside the class, by dataset: the name of that output, its size.
+SECOND_OUTPUT = {"twins": ("patterns", 2 * EMBEDDED_CELLS**2), "faces": ("irises", 2 * IRIS_BINS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +86,7 @@ def load(name: str, logits: str = "logits", pool: str = "pool_3", input_size: in
     """Returns a classifier.
 
     Args:
-      name: `inception`, `embedded`, or the directory of a SavedModel.
+      name: `inception`, `embedded` (for twins), `faces`, or the directory of a SavedModel.
       logits: output of a SavedModel with the logits.
       pool: output of a SavedModel with the features.
       input_size: height and width that a SavedModel takes; `inception` takes 299.
@@ -88,13 +94,13 @@ def load(name: str, logits: str = "logits", pool: str = "pool_3", input_size: in
     Raises:
       UserError: if it cannot be found or has other outputs.
     """
-    if name == "embedded":
-        return _embedded()
+    if name in EMBEDDED:
+        return _embedded(name)
     if name == "inception":
         path = _resolve_inception()
         return _saved_model("inception", path, "logits", "pool_3", INCEPTION_SIZE)
     if not os.path.isdir(name):
-        raise UserError(f"--classifier={name} is neither inception, embedded, nor the directory of a SavedModel.")
+        raise UserError(f"--classifier={name} is neither inception, embedded, faces, nor the directory of a SavedModel.")
     return _saved_model(name, name, logits, pool, input_size)
 
 
@@ -185,11 +191,17 @@ def _saved_model(name: str, path: str, logits: str, pool: str, size: int) -> Cla
     return Classifier(name, run, _digest_directory(path), f"tf1_bilinear_{size}")
 
 
-def embedded_network() -> keras.Model:
-    """Returns the untrained embedded classifier: images of 32 px to class logits, features, and pattern logits.
+def embedded_file(dataset: str) -> str:
+    """Returns the name of the file with the weights of the embedded classifier of a dataset."""
+    return f"{dataset}_classifier.npz"
 
-    It is trained on `twins` to name the class and both tiles' patterns, cell by cell, so that its features
-    see colour, pattern and agreement (`tools/train_embedded_classifier.py`).
+
+def embedded_network(dataset: str) -> keras.Model:
+    """Returns the untrained embedded classifier: images of 32 px to class logits, features, and logits of what comes twice.
+
+    On `twins` it is trained to name the class and both tiles' patterns, cell by cell; on `faces`, the expression
+    and the hue of both irises, in six bins. So its features see what agreement is about
+    (`tools/train_embedded_classifier.py`).
     """
     images = x = keras.Input((EMBEDDED_SIZE, EMBEDDED_SIZE, 3), name="images")
     for number, width in enumerate(EMBEDDED_WIDTHS):
@@ -197,19 +209,25 @@ def embedded_network() -> keras.Model:
     x = keras.layers.Flatten(name="flatten")(x)
     features = keras.layers.Dense(64, activation="relu", name="features")(x)
     logits = keras.layers.Dense(EMBEDDED_CLASSES, name="logits")(features)
-    patterns = keras.layers.Dense(2 * EMBEDDED_CELLS**2, name="patterns")(features)
-    return keras.Model(images, [logits, features, patterns], name="twins_classifier")
+    name, size = SECOND_OUTPUT[dataset]
+    second = keras.layers.Dense(size, name=name)(features)
+    return keras.Model(images, [logits, features, second], name=f"{dataset}_classifier")
 
 
-def _embedded() -> Classifier:
-    content = importlib.resources.files("sagan_tf").joinpath("assets").joinpath(EMBEDDED_FILE).read_bytes()
-    model = embedded_network()
+def _embedded(name: str) -> Classifier:
+    dataset = EMBEDDED[name]
+    content = importlib.resources.files("sagan_tf").joinpath("assets").joinpath(embedded_file(dataset)).read_bytes()
+    model = embedded_network(dataset)
     weights = np.load(io.BytesIO(content))
     model.set_weights([weights[variable.path].astype(np.float32) for variable in model.variables])
 
     @tf.function(reduce_retracing=True)
     def run(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        logits, features, _ = model(resize_bilinear(images, EMBEDDED_SIZE), training=False)
+        if RESIZE[dataset] == "area":
+            images = tf.image.resize(images, [EMBEDDED_SIZE, EMBEDDED_SIZE], method="area")
+        else:
+            images = resize_bilinear(images, EMBEDDED_SIZE)
+        logits, features, _ = model(images, training=False)
         return logits, features
 
-    return Classifier("embedded", run, hashlib.sha256(content).hexdigest()[:16], f"tf1_bilinear_{EMBEDDED_SIZE}")
+    return Classifier(name, run, hashlib.sha256(content).hexdigest()[:16], f"{RESIZE[dataset]}_{EMBEDDED_SIZE}")

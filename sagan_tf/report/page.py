@@ -33,6 +33,7 @@ _LAST_VALUES = {
     "training/discriminator_loss_fake": "loss of the discriminator, fake",
     "gamma/generator": "gamma of the generator",
     "gamma/discriminator": "gamma of the discriminator",
+    "faces/agreement": "agreement of the eyes",
     "twins/agreement": "agreement of the twins",
 }
 _LOWER_IS_BETTER = ("fid", "intra_fid", "intra_fid_worst_class", "kid")

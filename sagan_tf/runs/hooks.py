@@ -12,14 +12,16 @@ from tqdm import tqdm
 
 from sagan_tf import data, files, pixels, sampling
 from sagan_tf.config import Config
-from sagan_tf.data import twins
+from sagan_tf.data import faces, twins
 from sagan_tf.networks import spectral_norms
 from sagan_tf.runs.diagnosis import Diagnosis, deviation_over_z
 from sagan_tf.runs.run import Run
 from sagan_tf.training import METRICS, Trainer
 
-__all__ = ["Evaluations", "Hook", "Progress", "SampleGrids", "Summaries", "Training", "agreement", "standard_hooks"]
+__all__ = ["AGREEING", "Evaluations", "Hook", "Progress", "SampleGrids", "Summaries", "Training", "agreement", "standard_hooks"]
 
+# The generated datasets whose images carry something twice, and what that is.
+AGREEING = {"faces": "eyes", "twins": "twins"}
 _AGREEMENT_SAMPLES = 512
 
 
@@ -202,9 +204,9 @@ class SampleGrids(Hook):
         images = sampling.generate(generator, z, labels)
         sheet = pixels.grid(images, sampling.GRID_COLUMNS)
         scores = {"samples/deviation_over_z": deviation_over_z(images, labels.numpy())}
-        if run.config.dataset == "twins":
-            scores["twins/agreement"] = agreement(generator, run.config)
-            logging.info("step %d: agreement of the twins %.3f", step, scores["twins/agreement"])
+        if what := AGREEING.get(run.config.dataset):
+            score = scores[f"{run.config.dataset}/agreement"] = agreement(generator, run.config)
+            logging.info("step %d: agreement of the %s %.3f", step, what, score)
         with files.told(f"Samples of step {step} cannot be written"):
             run.save_grid(step, sheet)
         self.training.summarize(step, "Summaries of the samples", scores, {"samples": sheet})
@@ -212,10 +214,11 @@ class SampleGrids(Hook):
 
 
 def agreement(generator: keras.Model, config: Config) -> float:
-    """Returns the agreement score of a generator's samples, for a run on the dataset twins."""
+    """Returns the agreement score of a generator's samples, for a run on a dataset that is in `AGREEING`."""
     z = tf.random.stateless_normal([_AGREEMENT_SAMPLES, config.z_dim], [config.seed, -2])
     labels = np.arange(_AGREEMENT_SAMPLES, dtype=np.int32) % max(config.num_classes, 1)
-    return twins.agreement(sampling.generate(generator, z, labels), labels, config.twins_cells)
+    images = sampling.generate(generator, z, labels)
+    return faces.agreement(images, labels) if config.dataset == "faces" else twins.agreement(images, labels, config.twins_cells)
 
 
 class Evaluations(Hook):
