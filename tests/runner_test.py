@@ -65,9 +65,9 @@ class InterruptionTest:
 
     def test_run_waits_for_the_process_of_a_killed_suite(self, tmp_path):
         """The lock passes to the command: it outlives the suite that took it."""
-        with runner.Commands() as commands, runner.locked(str(tmp_path), commands) as lock:
+        with runner.locked(str(tmp_path), runner.Commands()) as lock:
             left = subprocess.Popen(["sleep", "1.5"], pass_fds=[lock])
         began = time.monotonic()
-        with runner.Commands() as commands, runner.locked(str(tmp_path), commands):
+        with runner.locked(str(tmp_path), runner.Commands()):
             assert left.poll() is not None or time.monotonic() - began > 1
         left.wait()

@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import platform
-import signal
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from sagan_tf.experiments.suite import Job, Suite
 from sagan_tf.experiments.table import RunRecord, read, write_table
 from sagan_tf.metrics.record import Record
 from sagan_tf.runs.run import Run
-from sagan_tf.runs.signals import EXIT_INTERRUPTED
+from sagan_tf.runs.signals import EXIT_INTERRUPTED, stop_on_signal
 
 __all__ = ["Commands", "Stopped", "locked", "run_suite"]
 
@@ -64,7 +63,8 @@ def run_suite(suite: Suite, jobs: list[Job], output: str, results: str) -> None:
             os.makedirs(directory, exist_ok=True)
     for name, why in suite.left_out.items():
         logging.info("%s is left out at this scale: %s", name, why)
-    with Commands() as commands:
+    commands = Commands()
+    with stop_on_signal(commands.stop):
         try:
             for number, job in enumerate(jobs, start=1):
                 commands.check()
@@ -177,27 +177,20 @@ def _record_of(job: Job, suite: Suite, run: Run, progress: dict[str, Any], diver
 
 
 class Commands:
-    """Runs the package's commands; SIGTERM and SIGINT go to the one that is running, and end the suite."""
+    """Runs the package's commands, until it is told to stop."""
 
     def __init__(self) -> None:
         self.stopped = False
         self._process: subprocess.Popen | None = None
 
-    def __enter__(self) -> "Commands":
-        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _stop(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Sends SIGTERM to the command that is running, which saves, and lets none follow; may be called in any thread."""
         self.stopped = True
-        if self._process:
-            self._process.send_signal(signal.SIGTERM)
+        if process := self._process:
+            process.terminate()
 
     def check(self) -> None:
-        """Raises `Stopped` if a signal has come."""
+        """Raises `Stopped` if it was told to stop."""
         if self.stopped:
             raise Stopped
 
@@ -224,8 +217,8 @@ class Commands:
             start = output.tell()
             process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment, pass_fds=[lock])
             self._process = process
-            if self.stopped:  # The signal came while the process was being made.
-                process.send_signal(signal.SIGTERM)
+            if self.stopped:  # It was told while the process was being made.
+                process.terminate()
             since, code = time.monotonic(), None
             while code is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -248,7 +241,7 @@ def locked(directory: str, commands: Commands) -> Iterator[int]:
     """Holds the lock of a run; waits while another suite, or what is left of a killed one, works on it.
 
     Raises:
-      Stopped: if a signal comes while it waits.
+      Stopped: if the commands are told to stop while it waits.
     """
     os.makedirs(directory, exist_ok=True)
     with open(os.path.join(directory, "lock"), "w", encoding="utf-8") as file:
