@@ -9,13 +9,12 @@ import sys
 import time
 
 import pytest
+from processes import Command
 
 from sagan_tf.errors import UserError
 from sagan_tf.experiments import plot, runner, table
 from sagan_tf.experiments import suite as suite_lib
 from sagan_tf.runs.checkpoints import Checkpoints
-
-TOOL = (sys.executable, "-m", "sagan_tf.commands.reproduce")
 
 TINY = """
 --dataset=twins
@@ -47,23 +46,14 @@ def suite(tmp_path_factory):
     return folder
 
 
-def reproduce(*arguments, **kwargs):
-    return subprocess.Popen(
-        [*TOOL, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **kwargs,
-    )
-
-
 class RunTest:
     @pytest.fixture(scope="class")
     def resumed(self, suite, tmp_path_factory):
         """The suite after SIGKILL in the middle of its second run, and the same command once more."""
         output = tmp_path_factory.mktemp("output")
         arguments = [f"--suite={suite}", f"--output={output}", "--seeds=3"]
-        process = reproduce(*arguments, start_new_session=True)
+        command = [sys.executable, "-m", "sagan_tf.commands.reproduce", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
         second = Checkpoints(str(output / "attention_8-seed3"))
         while not [step for step in second.steps() if step]:
             assert process.poll() is None, process.communicate()[1]
@@ -72,10 +62,9 @@ class RunTest:
         process.communicate()
         killed_at = second.steps()[-1]
         before = (output / "none-seed3" / "log.txt").read_text(), (output / "results" / "none-seed3.json").read_text()
-        process = reproduce(*arguments)
-        stdout, stderr = process.communicate(timeout=240)
-        assert process.returncode == 0, stderr
-        return output, killed_at, before, stdout, stderr
+        again = Command("reproduce", *arguments)
+        assert again.wait() == 0, again.stderr
+        return output, killed_at, before, again.stdout, again.stderr
 
     def test_finished_run_is_not_made_again(self, resumed):
         output, _, before, _, stderr = resumed
@@ -148,11 +137,10 @@ class RunTest:
 
 class RefusalTest:
     def test_one_sentence_and_exit_code_1(self, tmp_path):
-        process = reproduce(f"--suite={tmp_path}/nowhere", f"--output={tmp_path}/out")
-        _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 1
-        lines = [line for line in stderr.splitlines() if line.strip()]
-        assert len(lines) == 1, stderr
+        command = Command("reproduce", f"--suite={tmp_path}/nowhere", f"--output={tmp_path}/out")
+        assert command.wait(60) == 1
+        lines = [line for line in command.stderr.splitlines() if line.strip()]
+        assert len(lines) == 1, command.stderr
         assert lines[0].startswith("error: ")
         assert "nowhere holds no flagfiles" in lines[0]
         assert not (tmp_path / "out").exists()

@@ -19,7 +19,6 @@ import tensorflow as tf
 from absl import logging
 
 import sagan_tf
-from sagan_tf import config as config_lib
 from sagan_tf import files
 from sagan_tf.errors import UserError
 from sagan_tf.experiments.suite import Job, Suite
@@ -92,9 +91,7 @@ def _work(job: Job, suite: Suite, output: str, results: str, commands: "Commands
         if (now := _commit()) not in progress["commits"]:
             progress["commits"].append(now)
 
-        given, diverged = dataclasses.asdict(run.config), ""
-        if os.path.exists(os.path.join(directory, config_lib.CONFIG_FILE)):
-            config_lib.reconcile(config_lib.load(directory), given)  # Refuses what was trained with other settings.
+        given, diverged = dataclasses.asdict(Run.reconcile(run.config)), ""  # What was trained with other settings is refused.
 
         def execute(command: str, **more: int) -> str:
             """Returns why the training diverged; empty if it did not."""
