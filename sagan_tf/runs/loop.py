@@ -30,7 +30,8 @@ def train(config: Config, hooks: Sequence[Hook] = ()) -> Run:
     ```
 
     What happens is what `config` says, field by field, whether a field was given or left at its default. A run that was
-    trained with other settings is therefore refused, and left as it is, unless they are settings that may change.
+    trained with other settings is therefore refused, and left as it is, unless they are settings that may change. It keeps
+    its own images where `config` names none.
 
     Args:
       config: the settings; `model_dir` is the directory of the run.
