@@ -326,7 +326,8 @@ def eyes(images: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     inside = _eye_pixels(size)
     top, *lefts = (round((place - EYE_PATCH + 1) * size / 2) for place in (EYE_Y, -EYE_X, EYE_X))
     side = len(inside)
-    return tuple(images[:, top : top + side, left : left + side][:, inside] for left in lefts)
+    left, right = (images[:, top : top + side, start : start + side][:, inside] for start in lefts)
+    return left, right
 
 
 def agreement(images: npt.ArrayLike, labels: npt.ArrayLike | None = None) -> float:

@@ -31,10 +31,11 @@ __all__ = ["Commands", "Stopped", "locked", "run_suite"]
 
 # Curves of a run that are kept in its record, by the tag they have in TensorBoard.
 _CURVES = {
-    "agreement": "twins/agreement",
-    "gamma_generator": "gamma/generator",
-    "gamma_discriminator": "gamma/discriminator",
-    "deviation_over_z": "samples/deviation_over_z",
+    "twins/agreement": "agreement",
+    "faces/agreement": "agreement",
+    "gamma/generator": "gamma_generator",
+    "gamma/discriminator": "gamma_discriminator",
+    "samples/deviation_over_z": "deviation_over_z",
 }
 _PACKAGES = ("sagan_tf", "tensorflow", "keras", "tensorflow-gan", "numpy")
 _PACKAGE_DIR = os.path.dirname(os.path.abspath(sagan_tf.__file__))
@@ -144,7 +145,7 @@ def _record_of(job: Job, suite: Suite, run: Run, progress: dict[str, Any], diver
     scalars = run.scalars()
     curves = {
         name: {"steps": scalars[tag][0].tolist(), "values": [round(value, 4) for value in scalars[tag][1].tolist()]}
-        for name, tag in _CURVES.items()
+        for tag, name in _CURVES.items()
         if tag in scalars
     }
     agreement = curves.get("agreement", {"steps": [], "values": []})
