@@ -52,7 +52,7 @@ setup(
     extras_require={
         "test": [
             *("pytest", "pytest-cov", "pytest-xdist", "selenium", "tf2onnx", "onnxruntime", "ai-edge-litert"),
-            *("ruff", "mypy", "pandas-stubs", "scipy-stubs"),
+            *("ruff", "mypy", "pandas-stubs", "scipy-stubs", "types-tqdm"),
         ],
         "jax": ["jax"],
         "onnx": ["tf2onnx"],
