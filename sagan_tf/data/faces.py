@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from sagan_tf.data.agreement import agreement as agreement_of_parts
 from sagan_tf.errors import UserError
 
 __all__ = ["EXPRESSIONS", "EYE_TRAITS", "HUES", "NUM_EXAMPLES", "TRAITS", "FacesSource", "agreement", "eyes", "iris_hues"]
@@ -331,28 +332,13 @@ def eyes(images: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def agreement(images: npt.ArrayLike, labels: npt.ArrayLike | None = None) -> float:
-    """Returns how alike the two eyes of a face are, compared with eyes of different faces.
-
-    `1 - distance(eyes of a face) / distance(eyes of different faces)`, the distance being the mean absolute
-    difference of pixels and both means being over all images, or all pairs of images of one class. 1: the
-    eyes of every face are equal, as in the data. 0: no more alike than those of two images of the class,
-    which includes images without variety. It can be negative.
+    """Returns how alike the two eyes of a face are (see `data/agreement.py`): 1 in the data, 0 by chance.
 
     Args:
       images: `[N, S, S, 3]` in [-1, 1].
       labels: int `[N]`; None: one class.
     """
-    first, second = (eye.reshape(len(eye), -1).astype(np.float64) for eye in eyes(images))
-    labels = np.zeros(len(first), int) if labels is None else np.asarray(labels)
-    pairs = np.abs(first - second).mean(axis=1)
-    own, others = 0.0, 0.0
-    for label in np.unique(labels):
-        a, b = first[labels == label], second[labels == label]
-        if len(a) > 1:
-            total = sum(np.abs(row - b).mean(axis=1).sum() for row in a) - pairs[labels == label].sum()
-            others += total / (len(a) - 1)
-            own += pairs[labels == label].sum()
-    return float(1.0 - own / others) if others > 1e-6 * len(first) else 0.0
+    return agreement_of_parts(*eyes(images), labels)
 
 
 class FacesSource:

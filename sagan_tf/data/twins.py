@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from sagan_tf.data.agreement import agreement as agreement_of_parts
 from sagan_tf.errors import UserError
 
 __all__ = ["COLOURS", "NUM_EXAMPLES", "TwinsSource", "agreement", "labels", "layout", "patterns", "render", "tiles"]
@@ -103,29 +104,14 @@ def tiles(images: ArrayLike, cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def agreement(images: ArrayLike, labels: ArrayLike | None = None, cells: int = 3) -> float:
-    """Returns how alike the two tiles of an image are, compared with tiles of different images.
-
-    `1 - distance(twins) / distance(tiles of different images)`, the distance being the mean absolute
-    difference of pixels and both means being over all images, or all pairs of images of one class. 1:
-    the tiles of every image are equal, as in the data. 0: no more alike than those of two images of
-    the class, which includes images without variety. It can be negative.
+    """Returns how alike the two tiles of an image are (see `data/agreement.py`): 1 in the data, 0 by chance.
 
     Args:
       images: `[N, S, S, 3]` in [-1, 1].
       labels: int `[N]`; None: one class.
       cells: cells along each side of a tile.
     """
-    first, second = (tile.reshape(len(tile), -1).astype(np.float64) for tile in tiles(images, cells))
-    labels = np.zeros(len(first), int) if labels is None else np.asarray(labels)
-    twins = np.abs(first - second).mean(axis=1)
-    own, others = 0.0, 0.0
-    for label in np.unique(labels):
-        a, b = first[labels == label], second[labels == label]
-        if len(a) > 1:
-            total = sum(np.abs(row - b).mean(axis=1).sum() for row in a) - twins[labels == label].sum()
-            others += total / (len(a) - 1)
-            own += twins[labels == label].sum()
-    return float(1.0 - own / others) if others > 1e-6 * len(first) else 0.0
+    return agreement_of_parts(*tiles(images, cells), labels)
 
 
 class TwinsSource:
