@@ -1,10 +1,12 @@
 """Settings of the whole test suite, made before TensorFlow starts."""
 
+import importlib
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
+    importlib.import_module("sagan_tf.commands")  # Before TensorFlow: it lets glibc keep memory, as in every command.
     import tensorflow as tf
 
     # Four logical CPUs, for the tests of distribution.

@@ -3,13 +3,31 @@
 Importing this package imports TensorFlow, without the start-up notes that would bury a command's own output.
 """
 
+import ctypes
 import importlib
 import os
+import sys
 
 __all__: list[str] = []
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # Whatever ~/.keras/keras.json says.
+
+
+# glibc's numbers of these settings, with our values in bytes (the last two: counts).
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = (-1, 2**31 - 1), (-2, 2**28), (-4, 0), (-8, 2)
+
+
+def _keep_memory() -> None:
+    """Lets glibc keep what is freed: every step asks for the same tensors again, and new pages cost more than the arithmetic.
+
+    Environment variables for glibc (`MALLOC_...`, `GLIBC_TUNABLES`) hold instead. Other C libraries are left alone.
+    """
+    own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not own else None
+    if mallopt is not None:
+        for setting in (TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX):
+            mallopt(*setting)
 
 
 def _import_tensorflow() -> None:
@@ -25,4 +43,5 @@ def _import_tensorflow() -> None:
         os.close(sink)
 
 
+_keep_memory()  # First: threads that run already have arenas of their own.
 _import_tensorflow()
