@@ -93,6 +93,14 @@ class Config:
     )
     max_rollbacks: int = _setting(3, "Run", "Rollbacks allowed in one run, for --on_nan=rollback.", free=True, at_least=0)
 
+    on_collapse: str = _setting(
+        "warn",
+        "Run",
+        "When the samples of a class are nearly one image in two sample grids in a row: warn and train on, or stop.",
+        choices=("warn", "stop"),
+        free=True,
+    )
+
     # Data.
     dataset: str = _setting(
         "twins",

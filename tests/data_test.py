@@ -127,6 +127,21 @@ class OrderTest:
         with pytest.raises(UserError, match="--batch_size=8 does not divide among 3 workers"):
             data.train_dataset(self.source(), configure("twins"), shard=(0, 3))
 
+    def test_some_examples_are_those_that_training_begins_with(self):
+        config = configure("faces", batch_size=100, seed=5)
+        source = data.open_source(config)
+        expected = next(iter(data.train_dataset(source, config)))
+        for name, values in data.some_examples(source, config, 100).items():
+            np.testing.assert_allclose(values, expected[name], atol=1e-5)  # A graph rounds in another order.
+        assert not data.some_examples(source, config.replace(num_classes=0), 100)["labels"].numpy().any()
+
+    def test_of_a_small_set_there_are_no_more_than_it_has(self, tmp_path):
+        write_records(tmp_path / "records", 70)
+        config = configure(f"tfrecord:{tmp_path}/records", num_classes=3)
+        source = data.open_source(config)
+        some, whole = data.some_examples(source, config, 512)["images"].numpy(), all_examples(source)[0]
+        assert sorted(some.reshape(70, -1).tolist()) == sorted(whole.reshape(70, -1).tolist())
+
     @pytest.mark.parametrize("count", [1, 2, 3, 5, 30])
     def test_small_sets_come_whole_in_every_epoch(self, count):
         source = self.source()

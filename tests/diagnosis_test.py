@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from sagan_tf.runs.diagnosis import Diagnosis, deviation_over_z
 
@@ -29,16 +30,64 @@ class MetricsTest:
 
 
 class SamplesTest:
+    def test_deviation_is_that_of_scipy_in_each_class_pooled(self):
+        images, labels = np.random.default_rng(0).normal(size=(9, 4, 4, 3)), np.array([0, 1, 0, 1, 1, 2, 0, 2, 5])
+        variances = [scipy.stats.tvar(images[labels == label], axis=0).mean() for label in range(3)]
+        assert deviation_over_z(images, labels) == pytest.approx(np.sqrt(np.average(variances, weights=[2, 2, 1])))
+
+    def test_no_class_with_two_images(self):
+        assert np.isnan(deviation_over_z(np.zeros((3, 4, 4, 3)), np.arange(3)))
+
+    def test_few_images_of_a_class_deviate_like_many(self):
+        images = np.random.default_rng(0).normal(size=(8000, 2, 2, 3))
+        assert deviation_over_z(images, np.arange(8000) // 8) == pytest.approx(deviation_over_z(images, np.zeros(8000)), rel=0.01)
+
     def test_deviation_is_within_classes(self):
         rng = np.random.default_rng(0)
         labels = np.repeat(np.arange(3), 500)
         images = labels[:, None, None, None] - 1 + 0.1 * rng.standard_normal((1500, 2, 2, 3))
         assert deviation_over_z(images, labels) == pytest.approx(0.1, rel=0.05)
 
-    def test_collapse(self):
+    @staticmethod
+    def told(course):
+        """Returns at which steps of a course of diversities, by step, something is told, and whether it counts as collapsed."""
         diagnosis = Diagnosis()
-        assert diagnosis.of_samples(100, 0.3) == []
-        assert "ignores z" in diagnosis.of_samples(200, 0.006)[0]
+        told = [step for step, diversity in course.items() if diagnosis.of_samples(step, diversity, 1000)]
+        return told, diagnosis.collapsed
+
+    def test_real_collapses_are_told_of_within_two_grids(self):
+        # Small runs on faces, with beta2 of 0.999, seeds 0 and 1; the third has one grid more than was seen.
+        assert self.told({1780: 0.86, 2400: 0.72, 3020: 0.12, 3640: 0.06, 4000: 0.07}) == ([3640], True)
+        assert self.told({200: 0.87, 600: 0.78, 1000: 0.39, 1200: 0.21, 1400: 0.19}) == ([1400], True)
+        assert self.told({3680: 0.62, 4000: 0.21, 4500: 0.2}) == ([4500], True)
+
+    @pytest.mark.parametrize(
+        "course",
+        [
+            # Small runs on faces with beta2 of 0.9, seeds 0 and 1.
+            {2000: 0.59, 2500: 0.74, 3100: 0.81, 3700: 0.84, 4000: 0.76},
+            {2000: 0.77, 2500: 0.74, 3100: 0.90, 4000: 0.76},
+            {1000: 0.8, 2000: 0.2, 3000: 0.5, 4000: 0.1, 5000: 0.6},  # Never two in a row.
+            {200: 0.05, 400: 0.05, 800: 0.1, 1000: 0.2, 1200: 0.4},  # Has not learnt anything yet.
+            {1000: float("nan"), 2000: float("nan")},
+            {1000: 0.1, 2000: float("nan"), 3000: 0.1},
+        ],
+    )
+    def test_healthy_runs_are_left_in_peace(self, course):
+        assert self.told(course) == ([], False)
+
+    def test_the_warning_says_what_was_seen_and_what_is_kept(self):
+        diagnosis = Diagnosis()
+        diagnosis.of_samples(3000, 0.12, 2500)
+        (sentence,) = diagnosis.of_samples(3500, 0.06, 2500)
+        assert "diversity 0.12 at step 3000 and 0.06 at step 3500" in sentence
+        assert "The checkpoint of step 2500 is from before: it is kept." in sentence
+        assert diagnosis.of_samples(4000, 0.06, 2500) == []
+
+    def test_the_warning_of_a_run_that_never_was_healthy(self):
+        diagnosis = Diagnosis()
+        diagnosis.of_samples(1000, 0.1, None)
+        assert "No checkpoint is from before that." in diagnosis.of_samples(2000, 0.1, None)[0]
 
 
 class FidTest:

@@ -9,9 +9,9 @@ import tensorflow as tf
 import sagan_tf
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
-from sagan_tf.runs import loop
+from sagan_tf.runs import diagnosis, hooks, loop
 from sagan_tf.runs.checkpoints import Checkpoints
-from sagan_tf.runs.hooks import Hook
+from sagan_tf.runs.hooks import Hook, Progress, SampleGrids
 from sagan_tf.runs.loop import train
 from sagan_tf.runs.run import Run
 from sagan_tf.training import METRICS
@@ -154,6 +154,77 @@ class ExistingRunTest:
     def test_goes_on_with_what_it_returned(self, tmp_path):
         run = train(run_of(tmp_path, train_steps=2))
         assert train(run.config.replace(train_steps=4)).steps == [0, 2, 4]
+
+
+class NoiseSource:
+    """Images of a class differ by a standard deviation of 0.4; those of different classes also by their mean."""
+
+    num_examples, num_classes, class_names = 3000, 6, ()
+
+    def examples(self, indices):
+        labels = tf.cast(indices % 6, tf.int32)
+        noise = np.random.default_rng(indices.numpy()[0]).normal(0, 0.4, (len(indices), 32, 32, 3))
+        return {"images": tf.constant(noise + labels.numpy()[:, None, None, None] / 3 - 1, tf.float32), "labels": labels}
+
+
+class DiversityTest:
+    """Grids of a generator that is told how varied to be, at every step."""
+
+    @pytest.fixture
+    def run(self, counting, tmp_path, monkeypatch):
+        def run(diversities, **settings):
+            def generate(generator, z, labels):
+                diversity = diversities[int(trainer.step) // 100 - 1]
+                noise = np.random.default_rng(1).normal(0, 0.4 * diversity, (len(z), 32, 32, 3))
+                return noise + labels.numpy()[:, None, None, None]
+
+            class Trainer(CountingTrainer):
+                def __init__(self, *args):
+                    nonlocal trainer
+                    super().__init__(*args)
+                    trainer = self
+
+            trainer = None
+            monkeypatch.setattr(loop, "Trainer", Trainer)
+            monkeypatch.setattr(loop.data, "open_source", lambda config: NoiseSource())
+            monkeypatch.setattr(loop.data, "train_iterator", lambda *_: None)
+            monkeypatch.setattr(loop, "standard_hooks", lambda *_: [SampleGrids(100, Progress(), NoiseSource())])
+            monkeypatch.setattr(hooks.sampling, "generate", generate)
+            monkeypatch.setattr(Progress, "show", lambda self, step, values: shown.append((step, values)))
+            monkeypatch.setattr(diagnosis, "COLLAPSE_STEPS", 200)
+            settings = {"save_checkpoint_steps": 100, "keep_checkpoints": 1, "dataset": "folder:noise", **settings}
+            return train(run_of(tmp_path, train_steps=100 * len(diversities), **settings)), shown
+
+        shown = []
+        return run
+
+    def test_is_relative_to_the_real_images(self, run):
+        diversities = (1.0, 0.5, 0.9)
+        finished, shown = run(diversities)
+        steps, values = finished.scalars()["samples/diversity"]
+        assert list(steps) == [100, 200, 300]
+        np.testing.assert_allclose(values, diversities, rtol=0.02)
+        _, values = finished.scalars()["samples/deviation_over_z"]
+        np.testing.assert_allclose(values, 0.4 * np.array(diversities), rtol=0.02)
+        assert shown == [(100, {"diversity": "1.00"}), (200, {"diversity": "0.50"}), (300, {"diversity": "0.90"})]
+
+    def test_the_last_healthy_checkpoint_is_kept(self, run, caplog):
+        finished, _ = run((0.9, 0.6, 0.4, 0.1, 0.1, 0.1))
+        assert finished.steps == [200, 600]
+        assert finished.healthy_step == 200
+        (warning,) = [record.message for record in caplog.records if "nearly alike" in record.message]
+        assert "at step 400 and 0.10 at step 500" in warning
+        assert "The checkpoint of step 200" in warning
+
+    def test_on_collapse_stop_ends_the_run_and_keeps_what_is_saved(self, run, tmp_path):
+        with pytest.raises(UserError, match=r"nearly alike.*The checkpoint of step 100 is from before"):
+            run((0.9, 0.1, 0.1, 0.1), on_collapse="stop")
+        assert sagan_tf.load_run(str(tmp_path)).steps == [100, 300]
+
+    def test_damaged_pins_stop_nothing(self, run, tmp_path):
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "pinned.json").write_text('{"best_fid": 1')
+        assert run((0.9, 0.4))[0].healthy_step == 100
 
 
 class OwnHookTest:

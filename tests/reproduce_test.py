@@ -92,11 +92,11 @@ class RunTest:
         assert record["protocol"]["real_images"] == 80
         evaluated = json.loads((resumed[0] / "attention_8-seed3" / "metrics.jsonl").read_text())
         assert record["metrics"] == evaluated["values"]
-        for name in ("agreement", "gamma_generator", "gamma_discriminator", "deviation_over_z"):
+        for name in ("agreement", "gamma_generator", "gamma_discriminator", "deviation_over_z", "diversity"):
             assert record["curves"][name]["steps"] == [20, 40, 60]
             assert record["final"][name] == record["curves"][name]["values"][-1]
         without_attention = json.loads((resumed[0] / "results" / "none-seed3.json").read_text())
-        assert without_attention["curves"].keys() == {"agreement", "deviation_over_z"}
+        assert without_attention["curves"].keys() == {"agreement", "deviation_over_z", "diversity"}
 
     def test_last_grid_of_samples_lies_beside_the_record(self, resumed):
         kept = (resumed[0] / "results" / "attention_8-seed3.png").read_bytes()

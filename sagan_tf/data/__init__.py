@@ -19,7 +19,8 @@ from sagan_tf.data.tfrecord import TFRecordSource
 from sagan_tf.data.twins import TwinsSource
 from sagan_tf.errors import UserError
 
-__all__ = ["Source", "eval_dataset", "num_classes", "open_source", "train_dataset", "train_iterator", "user_error"]
+__all__ = ["Source", "eval_dataset", "num_classes", "open_source", "some_examples", "train_dataset", "train_iterator"]
+__all__ += ["user_error"]
 
 
 class Source(Protocol):
@@ -167,6 +168,18 @@ def train_iterator(
         return batches.rebatch(per_replica)
 
     return iter(strategy.distribute_datasets_from_function(dataset))
+
+
+def some_examples(source: Source, config: Config, count: int) -> dict[str, tf.Tensor]:
+    """Returns the first examples of the training order, each once: a random choice of at most `count`.
+
+    Raises:
+      UserError: if they cannot be read.
+    """
+    indices = _order(tf.range(min(count, source.num_examples), dtype=tf.int64), source.num_examples, config.seed)
+    parts = [source.examples(indices[start : start + 64]) for start in range(0, len(indices), 64)]
+    images, labels = (tf.concat([part[name] for part in parts], 0) for name in ("images", "labels"))
+    return {"images": images, "labels": labels if config.num_classes else tf.zeros_like(labels)}
 
 
 def eval_dataset(source: Source, batch_size: int) -> tf.data.Dataset:

@@ -36,6 +36,7 @@ _CURVES = {
     "gamma/generator": "gamma_generator",
     "gamma/discriminator": "gamma_discriminator",
     "samples/deviation_over_z": "deviation_over_z",
+    "samples/diversity": "diversity",
 }
 _PACKAGES = ("sagan_tf", "tensorflow", "keras", "tensorflow-gan", "numpy")
 _PACKAGE_DIR = os.path.dirname(os.path.abspath(sagan_tf.__file__))

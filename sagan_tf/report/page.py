@@ -33,6 +33,7 @@ _LAST_VALUES = {
     "training/discriminator_loss_fake": "loss of the discriminator, fake",
     "gamma/generator": "gamma of the generator",
     "gamma/discriminator": "gamma of the discriminator",
+    "samples/diversity": "diversity of the samples",
     "faces/agreement": "agreement of the eyes",
     "twins/agreement": "agreement of the twins",
 }

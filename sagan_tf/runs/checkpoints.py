@@ -137,11 +137,17 @@ class Checkpoints:
             shutil.rmtree(os.path.join(self.directory, str(step)), ignore_errors=True)
 
     def pinned(self) -> set[int]:
-        """Returns the steps that are kept whatever their age: the best by some metric."""
+        """Returns the steps that are kept whatever their age."""
+        return set(self.pins().values())
+
+    def pins(self) -> dict[str, int]:
+        """Returns the steps that are kept whatever their age, by what they are kept for."""
         path = os.path.join(self.directory, _PINNED)
-        if not os.path.exists(path):
-            return set()
-        return set(files.read_json(path).values())
+        try:
+            return {str(name): int(step) for name, step in files.read_json(path).items()} if os.path.exists(path) else {}
+        except (ValueError, TypeError, AttributeError) as error:
+            logging.warning("%s is damaged (%s): no checkpoint is kept for good until it is written anew.", path, error)
+            return {}
 
     def pin(self, name: str, step: int) -> None:
         """Keeps the checkpoint of this step under a name (such as `best_fid`) in place of the last so named.
@@ -149,9 +155,7 @@ class Checkpoints:
         Raises:
           OSError: if that cannot be written.
         """
-        path = os.path.join(self.directory, _PINNED)
-        pins = files.read_json(path) if os.path.exists(path) else {}
-        files.write_json(path, {**pins, name: step})
+        files.write_json(os.path.join(self.directory, _PINNED), {**self.pins(), name: step})
 
     def restore(self, state: State, step: int | None = None, partial: bool = False) -> int | None:
         """Assigns every variable of the state from a checkpoint.

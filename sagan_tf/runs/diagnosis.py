@@ -12,8 +12,11 @@ __all__ = ["Diagnosis", "deviation_over_z"]
 
 # Mean hinge or kl loss of the discriminator, on real and on generated images, below which it has nothing left to learn.
 SATURATED_LOSS = 1e-3
-# Standard deviation over z, in the images' range of 2, below which samples of a class are one image.
-COLLAPSED_DEVIATION = 0.02
+# Deviation over z, divided by that of real images. Small runs that ended below the first drew one image for every z; those
+# from the second on were as they should be.
+COLLAPSED_DIVERSITY, HEALTHY_DIVERSITY = 0.25, 0.5
+# Grids before this step do not count: a generator that has learnt nothing yet makes images that are all alike.
+COLLAPSE_STEPS = 1000
 # Steps after which gamma must have moved: Adam moves it by a learning rate at every one.
 GAMMA_STEPS = 100
 # Evaluations in a row whose FID is above the one before.
@@ -21,21 +24,35 @@ FID_RISES = 3
 
 
 def deviation_over_z(images: np.ndarray, labels: np.ndarray) -> float:
-    """Returns how much samples of one class differ: the root mean square deviation from their class' mean image.
+    """Returns how much images of one class differ: the standard deviation of a pixel within a class, pooled over all.
+
+    It is the root of the unbiased variance, so that few images of a class and many can be compared.
 
     Args:
-      images: `[N, H, W, 3]` in [-1, 1], several of each class.
+      images: `[N, H, W, 3]` in [-1, 1].
       labels: `[N]`.
+
+    Returns:
+      The deviation, in the images' range of 2. NaN if no class has two images.
     """
-    squares = [np.mean(np.var(images[labels == label], axis=0)) for label in np.unique(labels)]
-    return float(np.sqrt(np.mean(squares)))
+    classes = np.unique(labels)
+    if len(classes) == len(labels):
+        return float("nan")
+    squares = sum(np.square(of_class - of_class.mean(axis=0)).sum() for of_class in (images[labels == label] for label in classes))
+    return float(np.sqrt(squares / images[0].size / (len(labels) - len(classes))))
 
 
 class Diagnosis:
-    """Finds signs of trouble; each kind is told once per process."""
+    """Finds signs of trouble; each kind is told once per process.
+
+    Attributes:
+      collapsed: whether samples of a class have been nearly one image for two grids in a row.
+    """
 
     def __init__(self) -> None:
         self._told: set[str] = set()
+        self._last: tuple[int, float] | None = None  # Step and diversity of the grid before.
+        self.collapsed = False
 
     def _once(self, kind: str, found: bool, sentence: str) -> list[str]:
         if not found or kind in self._told:
@@ -61,13 +78,27 @@ class Diagnosis:
         )
         return found
 
-    def of_samples(self, step: int, deviation: float) -> list[str]:
-        """Looks at `deviation_over_z` of a grid of samples."""
+    def of_samples(self, step: int, diversity: float, healthy: int | None) -> list[str]:
+        """Looks at the diversity of a grid of samples, and at that of the grid before.
+
+        Args:
+          step: of the grid.
+          diversity: `deviation_over_z` of the samples, divided by that of real images; NaN: not known.
+          healthy: the last checkpoint from which the samples were varied; None: there is none.
+        """
+        before, self._last = self._last, (step, diversity) if step >= COLLAPSE_STEPS else None
+        self.collapsed = before is not None and before[1] < COLLAPSED_DIVERSITY and diversity < COLLAPSED_DIVERSITY
+        if not self.collapsed or before is None:
+            return []
+        kept = "No checkpoint is from before that."
+        if healthy is not None:
+            kept = f"The checkpoint of step {healthy} is from before: it is kept."
         return self._once(
             "collapse",
-            deviation < COLLAPSED_DEVIATION,
-            f"The samples of a class are all alike at step {step} (deviation over z: {deviation:.4f}): the generator ignores z. "
-            "That seldom mends itself: go back to an earlier checkpoint, or start again with lower learning rates.",
+            True,
+            f"The samples of a class are nearly alike: diversity {before[1]:.2f} at step {before[0]} and {diversity:.2f} at step "
+            f"{step} (1: as varied as the real images; 0: one image). The generator ignores z, which seldom mends itself. {kept} "
+            "Start again with lower learning rates or another seed.",
         )
 
     def of_fids(self, step: int, fids: Sequence[float]) -> list[str]:

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from sagan_tf import data, files, pixels, sampling
 from sagan_tf.config import Config
 from sagan_tf.data import faces, twins
+from sagan_tf.errors import UserError
 from sagan_tf.networks import spectral_norms
-from sagan_tf.runs.diagnosis import Diagnosis, deviation_over_z
+from sagan_tf.runs.diagnosis import HEALTHY_DIVERSITY, Diagnosis, deviation_over_z
 from sagan_tf.runs.run import Run
 from sagan_tf.training import METRICS, Trainer
 
@@ -23,6 +24,8 @@ __all__ = ["AGREEING", "Evaluations", "Hook", "Progress", "SampleGrids", "Summar
 # The generated datasets whose images carry something twice, and what that is.
 AGREEING = {"faces": "eyes", "twins": "twins"}
 _AGREEMENT_SAMPLES = 512
+# With which the samples' variety is compared. At 256 px they take 400 MB for a moment.
+_REAL_IMAGES = 512
 
 
 @dataclasses.dataclass
@@ -125,7 +128,8 @@ class Hook:
 def standard_hooks(config: Config, source: data.Source, strategy: tf.distribute.Strategy) -> list[Hook]:
     """Returns the hooks of every training, in the order of their calls (see `Evaluations` for what is refused)."""
     progress = Progress(config.steps_per_loop)
-    hooks: list[Hook] = [progress, Summaries(config.save_summaries_steps, progress), SampleGrids(config.save_samples_steps)]
+    grids = SampleGrids(config.save_samples_steps, progress, source)
+    hooks: list[Hook] = [progress, Summaries(config.save_summaries_steps, progress), grids]
     return hooks + ([Evaluations(config, source, strategy)] if config.eval_every_steps else [])
 
 
@@ -135,15 +139,17 @@ class Progress(Hook):
     def open(self, training: Training) -> None:
         super().open(training)
         done, whole = int(training.trainer.step.numpy()), training.run.config.train_steps
+        self._shown: dict[str, str] = {}
         self._bar = tqdm(total=whole, initial=done, unit="step", disable=None, smoothing=0.05, dynamic_ncols=True)
 
     def __call__(self, step: int, metrics: np.ndarray) -> None:
         self._bar.update(step - self._bar.n)
 
     def show(self, step: int, values: Mapping[str, str]) -> None:
-        """Shows values, by name, beside the bar or in the log."""
+        """Shows values, by name, in the log, or beside the bar together with others."""
         self._bar.update(step - self._bar.n)
-        self._bar.set_postfix(values)
+        self._shown |= values
+        self._bar.set_postfix(self._shown)
         if self._bar.disable:
             logging.info("step %d: %s", step, ", ".join(f"{name} {value}" for name, value in values.items()))
 
@@ -192,7 +198,27 @@ class Summaries(Hook):
 
 
 class SampleGrids(Hook):
-    """Samples of fixed z, as a picture and in TensorBoard, and how much they differ."""
+    """Samples of fixed z, as a picture and in TensorBoard, and how much they differ.
+
+    Diversity is `deviation_over_z` of the samples, divided by that of real images: 1 is as varied as the data, 0 one image.
+
+    Args:
+      period: steps between them.
+      progress: what shows diversity.
+      source: the real images.
+
+    Raises:
+      UserError: when called, with `--on_collapse=stop`, on the second grid in a row whose samples are nearly alike.
+    """
+
+    def __init__(self, period: int, progress: Progress, source: data.Source):
+        super().__init__(period)
+        self._progress, self._source = progress, source
+
+    @functools.cached_property
+    def _real_deviation(self) -> float:
+        examples = data.some_examples(self._source, self.training.run.config, _REAL_IMAGES)
+        return deviation_over_z(examples["images"].numpy(), examples["labels"].numpy())
 
     def missed(self, step: int) -> bool:
         last = self.training.run.last_grid()
@@ -203,14 +229,24 @@ class SampleGrids(Hook):
         z, labels = sampling.grid_inputs(run.config.z_dim, run.config.num_classes, run.config.seed)
         images = sampling.generate(generator, z, labels)
         sheet = pixels.grid(images, sampling.GRID_COLUMNS)
-        scores = {"samples/deviation_over_z": deviation_over_z(images, labels.numpy())}
+        deviation = deviation_over_z(images, labels.numpy())
+        diversity = deviation / self._real_deviation if self._real_deviation else float("nan")
+        scores = {"samples/deviation_over_z": deviation, "samples/diversity": diversity}
+        shown = {"diversity": f"{diversity:.2f}"}
         if what := AGREEING.get(run.config.dataset):
             score = scores[f"{run.config.dataset}/agreement"] = agreement(generator, run.config)
-            logging.info("step %d: agreement of the %s %.3f", step, what, score)
+            shown[f"agreement of the {what}"] = f"{score:.3f}"
+        self._progress.show(step, shown)
         with files.told(f"Samples of step {step} cannot be written"):
             run.save_grid(step, sheet)
         self.training.summarize(step, "Summaries of the samples", scores, {"samples": sheet})
-        _warn(self.training.diagnosis.of_samples(step, scores["samples/deviation_over_z"]))
+        if diversity >= HEALTHY_DIVERSITY:
+            with files.told(f"The healthy checkpoint of step {step} cannot be kept"):
+                run.pin_healthy()
+        sentences = self.training.diagnosis.of_samples(step, diversity, run.healthy_step)
+        if self.training.diagnosis.collapsed and run.config.on_collapse == "stop":
+            raise UserError(" ".join(sentences))
+        _warn(sentences)
 
 
 def agreement(generator: keras.Model, config: Config) -> float:

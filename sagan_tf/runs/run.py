@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Networks", "Run", "load_run", "pretrained"]
 
 _METRICS_FILE = "metrics.jsonl"
-# Kept whatever its age: the checkpoint with the lowest FID of each protocol, and that which is being evaluated.
-_BEST, _EVALUATING = "best_fid", "evaluating"
+# Kept whatever its age: the checkpoint with the lowest FID of each protocol, that which is being evaluated, and the last
+# whose samples were varied.
+_BEST, _EVALUATING, _HEALTHY = "best_fid", "evaluating", "healthy"
 # The settings that say where the images come from. Those at their defaults mean those of the run.
 _IMAGES = ("dataset", "data_split", "data_dir")
 
@@ -159,6 +160,20 @@ class Run:
           OSError: if the run cannot be written.
         """
         self.checkpoints.pin(_EVALUATING, step)
+
+    def pin_healthy(self) -> None:
+        """Keeps the newest checkpoint, whose samples are varied, in place of the last such.
+
+        Raises:
+          OSError: if the run cannot be written.
+        """
+        if any(self.steps):  # The checkpoint of step 0 is no use to anyone.
+            self.checkpoints.pin(_HEALTHY, self.steps[-1])
+
+    @property
+    def healthy_step(self) -> int | None:
+        """The step of the last checkpoint whose samples were varied; None: there is none."""
+        return self.checkpoints.pins().get(_HEALTHY)
 
     @property
     def statistics_dir(self) -> str:
