@@ -45,7 +45,7 @@ class Command:
         self._process.kill()
         self._process.join()
 
-    def wait(self, timeout=240):
+    def wait(self, timeout=900):
         """Waits for its end; returns the exit code."""
         self._process.join(timeout)
         if self.running:
