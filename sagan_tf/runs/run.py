@@ -166,7 +166,9 @@ class Run:
 
         Raises:
           OSError: if the run cannot be written.
+          UserError: if a checkpoint that was being written could not be.
         """
+        self.checkpoints.wait()  # The newest may be on its way: which one is kept must not depend on the disk.
         if any(self.steps):  # The checkpoint of step 0 is no use to anyone.
             self.checkpoints.pin(_HEALTHY, self.steps[-1])
 
