@@ -92,7 +92,6 @@ class Config:
         free=True,
     )
     max_rollbacks: int = _setting(3, "Run", "Rollbacks allowed in one run, for --on_nan=rollback.", free=True, at_least=0)
-
     on_collapse: str = _setting(
         "warn",
         "Run",

@@ -13,20 +13,20 @@ __all__: list[str] = []
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # Whatever ~/.keras/keras.json says.
 
-
-# glibc's numbers of these settings, with our values in bytes (the last two: counts).
-TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = (-1, 2**31 - 1), (-2, 2**28), (-4, 0), (-8, 2)
+# glibc's numbers and our values of M_TRIM_THRESHOLD and M_TOP_PAD, in bytes, M_MMAP_MAX and M_ARENA_MAX.
+_MALLOPT = ((-1, 2**31 - 1), (-2, 2**28), (-4, 0), (-8, 2))
 
 
 def _keep_memory() -> None:
-    """Lets glibc keep what is freed: every step asks for the same tensors again, and new pages cost more than the arithmetic.
+    """Lets glibc keep what is freed.
 
+    Every step asks for the same tensors again. New pages for them took two fifths of a small training's processor time.
     Environment variables for glibc (`MALLOC_...`, `GLIBC_TUNABLES`) hold instead. Other C libraries are left alone.
     """
     own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not own else None
     if mallopt is not None:
-        for setting in (TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX):
+        for setting in _MALLOPT:
             mallopt(*setting)
 
 

@@ -24,7 +24,7 @@ __all__ = ["AGREEING", "Evaluations", "Hook", "Progress", "SampleGrids", "Summar
 # The generated datasets whose images carry something twice, and what that is.
 AGREEING = {"faces": "eyes", "twins": "twins"}
 _AGREEMENT_SAMPLES = 512
-# With which the samples' variety is compared. At 256 px they take 400 MB for a moment.
+# With which the samples' variety is compared. At 256 px they are 400 MB, and are held twice for a moment.
 _REAL_IMAGES = 512
 
 
