@@ -1,6 +1,7 @@
 """The training loop and its hooks: what is called when, after what, and with what."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -215,6 +216,11 @@ class DiversityTest:
         (warning,) = [record.message for record in caplog.records if "nearly alike" in record.message]
         assert "at step 400 and 0.10 at step 500" in warning
         assert "The checkpoint of step 200" in warning
+
+    def test_the_healthy_checkpoint_is_that_of_the_grid_however_slow_the_disk(self, run, monkeypatch):
+        write = Checkpoints._write
+        monkeypatch.setattr(Checkpoints, "_write", lambda *args: time.sleep(0.3) or write(*args))
+        assert run((0.9, 0.6, 0.4))[0].healthy_step == 200
 
     def test_on_collapse_stop_ends_the_run_and_keeps_what_is_saved(self, run, tmp_path):
         with pytest.raises(UserError, match=r"nearly alike.*The checkpoint of step 100 is from before"):
