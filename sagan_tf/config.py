@@ -46,12 +46,15 @@ _KINDS: dict[type, tuple[type, str, dict[str, float]]] = {
 _HOLDS: dict[str, Callable[..., bool]] = dict(at_least=operator.ge, above=operator.gt, below=operator.lt, at_most=operator.le)
 
 
-def _setting(default: Any, group: str, text: str, choices: tuple = (), free: bool = False, **bounds: float) -> Any:
+def _setting(
+    default: Any, group: str, text: str, choices: tuple = (), several: bool = False, free: bool = False, **bounds: float
+) -> Any:
     """Returns a dataclass field; `free` settings may change when a run is resumed.
 
-    Of the bounds, `at_least`, `above` and `below` say what makes sense; `at_most` is generous, and catches a slip.
+    With `several`, any of the choices may be named, with commas between, or none. Of the bounds, `at_least`, `above` and `below`
+    say what makes sense; `at_most` is generous, and catches a slip.
     """
-    metadata = {"group": group, "help": text, "choices": choices, "free": free, "bounds": bounds}
+    metadata = {"group": group, "help": text, "choices": choices, "several": several, "free": free, "bounds": bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -179,6 +182,15 @@ class Config:
     ema_decay: float = _setting(
         0.0, "Optimisation", "Decay per step of the averaged generator; 0: none, as in the reference.", at_least=0, below=1
     )
+    augment: str = _setting(
+        "",
+        "Optimisation",
+        "Random changes, in training alone, to all images that the discriminator sees, real and generated: the policies of "
+        "DiffAugment (arXiv 2006.10738), applied in the order named. For fewer than some 20,000 images name all three, "
+        "color,translation,cutout; empty: none.",
+        choices=("color", "translation", "cutout"),
+        several=True,
+    )
 
     # Speed: none of these changes the function that is computed.
     steps_per_loop: int = _setting(
@@ -272,8 +284,12 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     accepted, description, bounds = _KINDS[kind]
     if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
         raise UserError(f"--{field.name}={value!r} is not {description}.")
-    if (choices := field.metadata["choices"]) and value not in choices:
+    choices, several = field.metadata["choices"], field.metadata["several"]
+    named = str(value).split(",") if several and value else []
+    if not several and choices and value not in choices:
         raise UserError(f"--{field.name}={value} is not one of {', '.join(map(str, choices))}.")
+    if len(set(named) & set(choices)) < len(named):
+        raise UserError(f"--{field.name}={value} must name some of {', '.join(choices)}, none twice, with commas alone between.")
     bounds = bounds | field.metadata["bounds"]
     for names in (("at_least", "above", "below"), ("at_most",)):
         limits = {name: bounds[name] for name in names if name in bounds}

@@ -1,8 +1,8 @@
 """Training: the compiled loop, a step in it, and the two updates of a GAN that make a step.
 
 `Trainer.update_generator` and `Trainer.update_discriminator` are the algorithm, with explicit inputs. `Trainer.train`
-runs them on every replica of a strategy. Noise and labels are functions of (seed, step), so that the course of a run
-depends neither on the number of devices nor on interruptions.
+runs them on every replica of a strategy. Noise, labels and augmentation are functions of (seed, step), so that the course of a
+run depends neither on the number of devices nor on interruptions.
 """
 
 import math
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
-from sagan_tf import losses, networks
+from sagan_tf import augmentation, losses, networks
 from sagan_tf.config import Config
 
 __all__ = ["METRICS", "Adam", "Trainer"]
@@ -33,6 +33,9 @@ METRICS = (
     "generator_variable_norm",
     "discriminator_variable_norm",
 )
+
+# Of what `Trainer.augmentation_draws` draws for an image of the batch: the numbers for the real and for the generated one.
+_REAL, _FAKE = 0, 1
 
 
 class Trainer:
@@ -122,15 +125,16 @@ class Trainer:
     def _step_on_replica(self, step: tf.Tensor, stop: tf.Tensor, batches: Sequence[Batch]) -> tuple[tf.Tensor, tf.Tensor]:
         """One step: `g_step` generator updates, then a discriminator update for each real batch; and passes `stop` on."""
         # Drawn outside the compiled part: XLA turns the same bits into other normal numbers.
-        draws = [self.noise(step, update) for update in range(self.config.g_step + self.config.d_step)]
+        updates = range(self.config.g_step + self.config.d_step)
+        draws = [(*self.noise(step, update), self.augmentation_draws(step, update)) for update in updates]
         return self._compiled_updates(draws, batches), tf.cast(stop, tf.float32)
 
-    def _updates(self, draws: Sequence[tuple[tf.Tensor, tf.Tensor]], batches: Sequence[Batch]) -> tf.Tensor:
+    def _updates(self, draws: Sequence[tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]], batches: Sequence[Batch]) -> tf.Tensor:
         metrics: Scalars = {}
-        for z, labels in draws[: self.config.g_step]:
-            metrics |= self.update_generator(z, labels)
-        for (z, fake_labels), batch in zip(draws[self.config.g_step :], batches, strict=True):
-            metrics |= self.update_discriminator(batch["images"], batch["labels"], z, fake_labels)
+        for of_update in draws[: self.config.g_step]:
+            metrics |= self.update_generator(*of_update)
+        for of_update, batch in zip(draws[self.config.g_step :], batches, strict=True):
+            metrics |= self.update_discriminator(batch["images"], batch["labels"], *of_update)
         # The variables' norms, the last of METRICS, follow when all replicas are done.
         return tf.stack([tf.cast(metrics[name], tf.float32) for name in METRICS if name in metrics])
 
@@ -146,14 +150,39 @@ class Trainer:
         Returns:
           z float32 `[B / replicas, z_dim]` and labels int32 `[B / replicas]`.
         """
-        batch, replicas = self.config.batch_size, self.strategy.num_replicas_in_sync
-        updates = self.config.g_step + self.config.d_step
-        seed = tf.stack([tf.constant(self.config.seed, tf.int64), (step * updates + update) * 2])
+        batch = self.config.batch_size
+        seed = tf.stack([tf.constant(self.config.seed, tf.int64), self._number(step, update) * 2])
         z = tf.random.stateless_normal([batch, self.config.z_dim], seed)
         classes = max(self.config.num_classes, 1)
         labels = tf.random.stateless_uniform([batch], seed + tf.constant([0, 1], tf.int64), maxval=classes, dtype=tf.int32)
-        start = tf.distribute.get_replica_context().replica_id_in_sync_group * (batch // replicas)
-        return tuple(tf.slice(x, [start] + [0] * (x.shape.rank - 1), [batch // replicas, *x.shape[1:]]) for x in (z, labels))
+        return self._part(z), self._part(labels)
+
+    def augmentation_draws(self, step: tf.Tensor, update: int) -> tf.Tensor | None:
+        """Draws this replica's numbers for `augmentation.augment`, as `noise` draws z.
+
+        Args:
+          step: int64 scalar.
+          update: number of the update within the step.
+
+        Returns:
+          float32 `[B / replicas, 2, augmentation.DRAWS]` in [0, 1): those for a real image, and those for a generated one.
+          None if nothing is augmented.
+        """
+        if not self.config.augment:
+            return None
+        # The seeds of z and labels are below 2**31, those of the flips below 0.
+        seed = tf.stack([tf.constant(2**32 + self.config.seed, tf.int64), self._number(step, update)])
+        return self._part(tf.random.stateless_uniform([self.config.batch_size, 2, augmentation.DRAWS], seed))
+
+    def _number(self, step: tf.Tensor, update: int) -> tf.Tensor:
+        """Returns the number of an update, counted from the start of the run."""
+        return step * (self.config.g_step + self.config.d_step) + update
+
+    def _part(self, whole: tf.Tensor) -> tf.Tensor:
+        """Returns this replica's part of a global batch."""
+        size = self.config.batch_size // self.strategy.num_replicas_in_sync
+        start = tf.distribute.get_replica_context().replica_id_in_sync_group * size
+        return tf.slice(whole, [start] + [0] * (whole.shape.rank - 1), [size, *whole.shape[1:]])
 
     def _update_average(self) -> None:
         """Moves the averaged generator, if there is one: weights and moving averages by decay, u by copying."""
@@ -176,7 +205,7 @@ class Trainer:
 
     # The two updates, in replica context: the arguments are this replica's part.
 
-    def update_generator(self, z: tf.Tensor, labels: tf.Tensor) -> Scalars:
+    def update_generator(self, z: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor | None = None) -> Scalars:
         """Makes one generator update.
 
         The generator runs in training mode (moving averages and u move); the discriminator's state stays.
@@ -184,21 +213,24 @@ class Trainer:
         Args:
           z: float32 `[B, z_dim]`.
           labels: int32 `[B]`.
+          draws: with which images are augmented, as `augmentation_draws` returns them; None: they are not.
 
         Returns:
           `generator_loss` and `generator_gradient_norm`, scalars of this replica.
         """
 
-        def loss_fn(z: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, Scalars]:
-            images = self.generator([z, labels], training=True)
+        def loss_fn(z: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor | None = None) -> tuple[tf.Tensor, Scalars]:
+            images = self._augmented(self.generator([z, labels], training=True), draws, _FAKE)
             logits = self.discriminator([images, labels], training=False)
             loss = losses.generator_loss(logits)
             return loss, {"generator_loss": loss}
 
-        metrics, norm = self._update(self.generator, self.generator_optimizer, loss_fn, (z, labels))
+        metrics, norm = self._update(self.generator, self.generator_optimizer, loss_fn, (z, labels, draws))
         return {**metrics, "generator_gradient_norm": norm}
 
-    def update_discriminator(self, images: tf.Tensor, labels: tf.Tensor, z: tf.Tensor, fake_labels: tf.Tensor) -> Scalars:
+    def update_discriminator(
+        self, images: tf.Tensor, labels: tf.Tensor, z: tf.Tensor, fake_labels: tf.Tensor, draws: tf.Tensor | None = None
+    ) -> Scalars:
         """Makes one discriminator update.
 
         The generator runs in training mode.
@@ -208,14 +240,18 @@ class Trainer:
           labels: their labels, int32 `[B]`.
           z: float32 `[B, z_dim]`.
           fake_labels: labels to generate, int32 `[B]`.
+          draws: with which images are augmented, as `augmentation_draws` returns them; None: they are not.
 
         Returns:
           `discriminator_loss_real`, `discriminator_loss_fake` (their sum is minimised), the mean logits `logits_real` and
           `logits_fake`, and `discriminator_gradient_norm`, of this replica.
         """
 
-        def loss_fn(images: tf.Tensor, labels: tf.Tensor, z: tf.Tensor, fake_labels: tf.Tensor) -> tuple[tf.Tensor, Scalars]:
-            fakes = self.generator([z, fake_labels], training=True)
+        def loss_fn(
+            images: tf.Tensor, labels: tf.Tensor, z: tf.Tensor, fake_labels: tf.Tensor, draws: tf.Tensor | None = None
+        ) -> tuple[tf.Tensor, Scalars]:
+            images = self._augmented(images, draws, _REAL)
+            fakes = self._augmented(self.generator([z, fake_labels], training=True), draws, _FAKE)
             logits_real, logits_fake = self.discriminate(images, labels, fakes, fake_labels)
             loss_real, loss_fake = losses.discriminator_loss(logits_real, logits_fake, self.config.loss_type)
             return loss_real + loss_fake, {
@@ -225,7 +261,7 @@ class Trainer:
                 "logits_fake": tf.reduce_mean(logits_fake),
             }
 
-        inputs = (images, labels, z, fake_labels)
+        inputs = (images, labels, z, fake_labels, draws)
         metrics, norm = self._update(self.discriminator, self.discriminator_optimizer, loss_fn, inputs)
         return {**metrics, "discriminator_gradient_norm": norm}
 
@@ -240,15 +276,19 @@ class Trainer:
         both = [tf.concat([images, fakes], 0), tf.concat([labels, fake_labels], 0)]
         return tuple(tf.split(self.discriminator(both, training=True), 2))
 
+    def _augmented(self, images: tf.Tensor, draws: tf.Tensor | None, kind: int) -> tf.Tensor:
+        """Returns images as the discriminator sees them: changed as the draws of their kind say, if there are any."""
+        return images if draws is None else augmentation.augment(images, draws[:, kind], self.config.augment)
+
     def _update(
-        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, loss_fn: Loss, inputs: Sequence[tf.Tensor]
+        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, loss_fn: Loss, inputs: Sequence[tf.Tensor | None]
     ) -> tuple[Scalars, tf.Tensor]:
-        """Applies the gradient of the mean loss over `accumulation_steps` parts of the inputs."""
+        """Applies the gradient of the mean loss over `accumulation_steps` parts of the inputs; the last may be None."""
         parts = self.config.accumulation_steps
         variables = [variable.value for variable in model.trainable_variables]
         total: list[tf.Tensor] = []
         metrics: Scalars = {}
-        for part in zip(*(tf.split(value, parts) for value in inputs), strict=True):
+        for part in zip(*(tf.split(value, parts) for value in inputs if value is not None), strict=True):
             # Nothing but this model's variables is watched, so no gradient work is done for the other.
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)

@@ -1,4 +1,4 @@
-"""Layers and networks on another Keras backend, and without TensorFlow."""
+"""Layers, augmentation and networks on another Keras backend, and without TensorFlow."""
 
 import os
 import subprocess
@@ -40,9 +40,18 @@ def jax_environment():
 
 
 class JaxTest:
-    def test_layers_pass_their_numeric_tests(self, jax_environment):
-        files = [os.path.join(HERE, name) for name in ("layers_test.py", "resampling_test.py")]
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", *files]
+    @pytest.mark.parametrize(
+        ("files", "chosen"),
+        [
+            (("layers_test.py", "resampling_test.py"), ""),
+            # Of the rest each new shape would be compiled anew.
+            (("augmentation_test.py",), "GradientTest or edges or half_precision"),
+        ],
+        ids=["layers", "augmentation"],
+    )
+    def test_numeric_tests_pass(self, jax_environment, files, chosen):
+        paths = [os.path.join(HERE, name) for name in files]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", "-k", chosen, *paths]
         result = subprocess.run(command, env=jax_environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stdout
 

@@ -45,6 +45,14 @@ class ValidationTest:
             ({"beta2": "0.9"}, "--beta2='0.9' is not a number."),
             ({"beta1": False}, "--beta1=False is not a number."),
             ({"horizontal_flip": 1}, "--horizontal_flip=1 is not true or false."),
+            (
+                {"augment": "color,flip"},
+                "--augment=color,flip must name some of color, translation, cutout, none twice, with commas",
+            ),
+            ({"augment": "color, cutout"}, "--augment=color, cutout must name some of"),
+            ({"augment": "color,"}, "--augment=color, must name some of"),
+            ({"augment": "cutout,cutout"}, "--augment=cutout,cutout must name some of"),
+            ({"augment": True}, "--augment=True is not text."),
             ({"dataset": ["twins"]}, "--dataset=['twins'] is not text."),
         ],
     )
@@ -96,7 +104,7 @@ class ModelDirTest:
         (tmp_path / config_lib.CONFIG_FILE).write_text(text)
         config = config_lib.load(str(tmp_path))
         assert (config.gf_dim, config.generator_learning_rate, config.attention_pooling) == (8, 2e-4, True)
-        added = {"on_collapse": "warn"}
+        added = {"on_collapse": "warn", "augment": ""}
         assert json.loads(config.to_json()) == json.loads(text) | added
         assert list(json.loads(text)) == [name for name in json.loads(config.to_json()) if name not in added]
 
@@ -144,6 +152,8 @@ class ReconcileTest:
     def test_another_experiment_is_refused(self):
         with pytest.raises(UserError, match="--gf_dim=64, not 32"):
             config_lib.reconcile(Config(model_dir="runs/a"), {"gf_dim": 32})
+        with pytest.raises(UserError, match="--augment=color,cutout, not cutout,color"):
+            config_lib.reconcile(Config(augment="color,cutout"), {"augment": "cutout,color"})
 
     def test_unspecified_class_count_means_the_saved_one(self):
         assert config_lib.reconcile(Config(num_classes=6), {"num_classes": -1}).num_classes == 6
@@ -189,6 +199,7 @@ class CommandTest:
             "image_size": 64,
             "num_classes": 5,
             "ema_decay": 0.999,
+            "augment": "cutout,color",
             "eval_every_steps": 7,
             "model_dir": str(tmp_path / "a b"),
         }

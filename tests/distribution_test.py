@@ -36,6 +36,7 @@ def small(**settings):
         "batch_size": 8,
         "sync_batch_norm": True,
         "ema_decay": 0.9,
+        "augment": "color,translation,cutout",
         # Adam without momentum turns the sign of a rounding error into a whole step; this epsilon keeps
         # rounding errors their size, so that weights can be compared too.
         "adam_epsilon": 0.1,
@@ -253,21 +254,48 @@ class MultiWorkerTest:
             np.testing.assert_array_equal(readers[0].get_tensor(name), readers[1].get_tensor(name), err_msg=name)
 
 
-class NoiseTest:
-    def test_is_a_function_of_seed_step_and_update(self):
-        trainer = Trainer(small())
-        z, labels = trainer.noise(tf.constant(3, tf.int64), 0)
-        np.testing.assert_array_equal(z, trainer.noise(tf.constant(3, tf.int64), 0)[0])
-        assert np.abs(z - trainer.noise(tf.constant(3, tf.int64), 1)[0]).max() > 0.1
-        assert np.abs(z - trainer.noise(tf.constant(4, tf.int64), 0)[0]).max() > 0.1
+def noise_and_augmentation(trainer, step=0, update=0):
+    """Returns z, of a normal distribution, and the numbers behind augmentation, of a uniform one."""
+    step = tf.constant(step, tf.int64)
+    return trainer.noise(step, update)[0], trainer.augmentation_draws(step, update)
+
+
+class DrawsTest:
+    def test_are_a_function_of_seed_step_and_update(self):
+        trainer, reseeded = Trainer(small()), Trainer(small(seed=1))
+        found = noise_and_augmentation(trainer, 3, 0)
+        for one, again in zip(found, noise_and_augmentation(trainer, 3, 0), strict=True):
+            np.testing.assert_array_equal(one, again)
+        for others in (
+            noise_and_augmentation(trainer, 3, 1),
+            noise_and_augmentation(trainer, 4, 0),
+            noise_and_augmentation(reseeded, 3, 0),
+        ):
+            for one, other in zip(found, others, strict=True):
+                assert np.mean(np.isclose(one, other, atol=1e-3)) < 0.1
+        labels = trainer.noise(tf.constant(3, tf.int64), 0)[1]
         assert labels.shape == (8,)
         assert 0 <= np.min(labels) <= np.max(labels) < 6
 
-    def test_replicas_draw_distinct_parts_of_the_whole(self):
-        whole = Trainer(small()).noise(tf.constant(0, tf.int64), 0)[0].numpy()
+    def test_of_augmentation_are_uniform_and_each_its_own(self):
+        draws = noise_and_augmentation(Trainer(small(batch_size=1024)))[1].numpy()
+        assert draws.shape == (1024, 2, 7)
+        assert 0 <= draws.min() <= draws.max() < 1
+        # Of each column quarters as large, to 5 standard deviations, and no two columns go together.
+        columns = draws.reshape(1024, 14)
+        quarters = [np.histogram(column, 4, (0, 1))[0] for column in columns.T]
+        np.testing.assert_allclose(quarters, 256, atol=5 * np.sqrt(256 * 0.75))
+        assert np.abs(np.corrcoef(columns.T) - np.eye(14)).max() < 5 / np.sqrt(1024)
+        assert len(np.unique(draws)) > 0.99 * draws.size
+
+    def test_replicas_have_distinct_parts_of_the_whole(self):
         trainer = Trainer(small(), strategy_of(2))
-        parts = trainer.strategy.run(lambda: trainer.noise(tf.constant(0, tf.int64), 0)[0])
-        np.testing.assert_array_equal(np.concatenate([part.numpy() for part in parts.values]), whole)
+        found = trainer.strategy.run(lambda: noise_and_augmentation(trainer))
+        for parts, whole in zip(found, noise_and_augmentation(Trainer(small())), strict=True):
+            np.testing.assert_array_equal(np.concatenate([part.numpy() for part in parts.values]), whole)
+
+    def test_nothing_is_drawn_where_nothing_is_augmented(self):
+        assert noise_and_augmentation(Trainer(small(augment="")))[1] is None
 
 
 class StrategyTest:

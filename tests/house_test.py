@@ -10,7 +10,7 @@ from sources import ROOT, imports, modules, place, tree
 # What stands in one row may import what stands in its own and in those above: modules of the root, and folders.
 LAYERS = (
     ("errors", "files", "architecture", "templates", "config", "pixels"),
-    ("resampling", "layers", "networks", "losses", "sampling", "walks", "training"),
+    ("resampling", "layers", "networks", "losses", "augmentation", "sampling", "walks", "training"),
     ("data",),
     ("metrics",),
     ("runs",),
@@ -18,7 +18,7 @@ LAYERS = (
     ("commands",),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
-PAPER = ("resampling", "layers", "networks", "losses")
+PAPER = ("resampling", "layers", "networks", "losses", "augmentation")
 # Methods that Keras calls, with its own signatures.
 OF_KERAS = ("build", "call", "get_config", "update_step")
 MOST_PARAMETERS, MOST_LINES, MOST_LINES_OF_A_COMMAND = 7, 500, 60
@@ -106,6 +106,9 @@ class ImportsTest:
     def test_the_paper_runs_on_any_backend(self, name):
         wanted = [node for node in ast.walk(tree(MODULES[f"sagan_tf.{name}"])) if isinstance(node, ast.Import | ast.ImportFrom)]
         none(ast.unparse(node) for node in wanted if "tensorflow" in ast.unparse(node))
+
+    def test_nothing_but_training_augments(self):
+        none(name for name, path in MODULES.items() if "sagan_tf.augmentation" in imports(path) and name != "sagan_tf.training")
 
 
 class FlagsTest:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from augmentation_test import ALL, expected
 
-from sagan_tf import data
+from sagan_tf import augmentation, data, losses
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.runs.loop import train
@@ -78,6 +79,79 @@ class AccumulationTest:
         np.testing.assert_allclose(trainer.generator.get_layer("block_1").cbn_1.moving_mean, expected, rtol=1e-4, atol=1e-8)
 
 
+# G's spectral norm would move u between the parts of a batch.
+AUGMENTED = {"augment": ALL, "generator_spectral_norm": False}
+
+
+class AugmentationTest:
+    """Both updates, against networks of the same weights that get images augmented in NumPy."""
+
+    def draws(self, config):
+        return np.random.default_rng(5).random((config.batch_size, 2, augmentation.DRAWS), np.float32)
+
+    def logits(self, trainer, images, labels, draws, training):
+        return trainer.discriminator([tf.constant(expected(images, draws, ALL), tf.float32), labels], training=training)
+
+    def test_generator_learns_from_augmented_images(self):
+        trainer, other = Trainer(small(**AUGMENTED)), Trainer(small(**AUGMENTED))
+        _, labels, z, _ = inputs(trainer.config)
+        draws = self.draws(trainer.config)
+        metrics = trainer.update_generator(z, labels, tf.constant(draws))
+        fakes = other.generator([z, labels], training=True)
+        loss = losses.generator_loss(self.logits(other, fakes, labels, draws[:, 1], training=False))
+        np.testing.assert_allclose(metrics["generator_loss"], loss, rtol=1e-4, atol=1e-6)
+        # The gradient's part along a direction of the last kernel: the loss's slope at the augmented images, times how these move.
+        seen = tf.constant(expected(fakes, draws[:, 1], ALL), tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(seen)
+            loss = losses.generator_loss(other.discriminator([seen, labels], training=False))
+        slope = np.float64(tape.gradient(loss, seen))
+        kernel = other.generator.get_layer("conv").kernel
+        gradient = slots(trainer.generator_optimizer)["generator_adam/conv_kernel_momentum"]
+        before, step, moved = kernel.numpy(), 0.01 * gradient / np.linalg.norm(gradient), []
+        for way in (step, -step):
+            kernel.assign(before + way)
+            moved.append(expected(other.generator([z, labels], training=True), draws[:, 1], ALL))
+        np.testing.assert_allclose(np.sum(slope * (moved[0] - moved[1])) / 0.02, np.linalg.norm(gradient), rtol=1e-3)
+
+    @pytest.mark.parametrize("parts", [1, 2])
+    def test_discriminator_sees_real_and_generated_images_by_draws_of_their_own(self, parts):
+        settings = {**AUGMENTED, "accumulation_steps": parts}
+        trainer, other = Trainer(small(**settings)), Trainer(small(**settings))
+        images, labels, z, _ = inputs(trainer.config)
+        draws = self.draws(trainer.config)
+        metrics = trainer.update_discriminator(images, labels, z, labels, tf.constant(draws))
+        found = []
+        for part in np.split(np.arange(trainer.config.batch_size), parts):
+            of_part = [tf.gather(value, part) for value in (images, labels, z)]
+            fakes = other.generator([of_part[2], of_part[1]], training=True)
+            logits_fake = self.logits(other, fakes, of_part[1], draws[part, 1], training=False)
+            logits_real = self.logits(other, of_part[0], of_part[1], draws[part, 0], training=True)
+            found.append([*losses.discriminator_loss(logits_real, logits_fake), *map(tf.reduce_mean, (logits_real, logits_fake))])
+        names = ("discriminator_loss_real", "discriminator_loss_fake", "logits_real", "logits_fake")
+        np.testing.assert_allclose([metrics[name] for name in names], np.mean(found, axis=0), rtol=1e-3, atol=1e-5)
+
+    @pytest.mark.filterwarnings("ignore:Even though")  # The datasets stay graphs.
+    def test_every_update_of_a_run_has_its_draws(self, monkeypatch):
+        trainer, found = Trainer(small(augment=ALL, d_step=2)), []
+
+        def update(_, *inputs):
+            found.append(inputs[-3:])
+            return dict.fromkeys(METRICS[:-2], 0.0)
+
+        for name in ("update_generator", "update_discriminator"):
+            monkeypatch.setattr(Trainer, name, update)
+        tf.config.run_functions_eagerly(True)
+        try:
+            steps(trainer, 2)
+        finally:
+            tf.config.run_functions_eagerly(False)
+        moments = [(tf.constant(step, tf.int64), number) for step in range(2) for number in range(3)]
+        for inputs, moment in zip(found, moments, strict=True):
+            for value, wanted in zip(inputs, (*trainer.noise(*moment), trainer.augmentation_draws(*moment)), strict=True):
+                np.testing.assert_array_equal(value, wanted)
+
+
 class ScheduleTest:
     def test_updates_per_step(self):
         trainer = Trainer(small(g_step=1, d_step=2))
@@ -108,25 +182,26 @@ class ScheduleTest:
 
 
 class SpeedOptionTest:
+    """Augmented, since that is part of the step."""
+
     @pytest.fixture(scope="class")
     def float32(self):
-        return steps(Trainer(small()), 4)
+        return steps(Trainer(small(augment=ALL)), 4)
 
     def losses(self, metrics):
         return metrics[:, [METRICS.index(name) for name in METRICS if "loss" in name]]
 
     def test_compiled_step_computes_the_same(self, float32):
         np.testing.assert_allclose(
-            self.losses(steps(Trainer(small(jit_compile=True)), 4)), self.losses(float32), rtol=1e-3, atol=1e-4
+            self.losses(steps(Trainer(small(augment=ALL, jit_compile=True)), 4)), self.losses(float32), rtol=1e-3, atol=1e-4
         )
 
     def test_bfloat16_tracks_float32(self, float32):
-        np.testing.assert_allclose(
-            self.losses(steps(Trainer(small(mixed_precision="bfloat16")), 4)), self.losses(float32), rtol=0.05, atol=0.1
-        )
+        trainer = Trainer(small(augment=ALL, mixed_precision="bfloat16"))
+        np.testing.assert_allclose(self.losses(steps(trainer, 4)), self.losses(float32), rtol=0.05, atol=0.1)
 
     def test_float16_tracks_float32_once_its_loss_scale_is_found(self, float32):
-        trainer = Trainer(small(mixed_precision="float16"))
+        trainer = Trainer(small(augment=ALL, mixed_precision="float16"))
         trainer.generator_optimizer.dynamic_scale.assign(1024.0)
         trainer.discriminator_optimizer.dynamic_scale.assign(1024.0)
         np.testing.assert_allclose(self.losses(steps(trainer, 4)), self.losses(float32), rtol=0.05, atol=0.1)

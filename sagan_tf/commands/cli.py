@@ -34,7 +34,7 @@ def define_config_flags(values: flags.FlagValues = FLAGS) -> None:
     for field in dataclasses.fields(config_lib.Config):
         text, choices = field.metadata["help"], field.metadata["choices"]
         if choices:
-            text += f" One of: {', '.join(map(str, choices))}."
+            text += f" {'Any' if field.metadata['several'] else 'One'} of: {', '.join(map(str, choices))}."
         _DEFINE[type(field.default)](field.name, field.default, text, flag_values=values)
 
 
