@@ -24,6 +24,7 @@ __all__ = [
     "Config",
     "expand_flagfile",
     "expand_flagfiles",
+    "is_saved",
     "load",
     "reconcile",
     "reproduce_command",
@@ -239,6 +240,8 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        for name in ("model_dir", "stats_cache"):
+            object.__setattr__(self, name, files.resolve(getattr(self, name), name, checkpoints=name == "model_dir"))
         places = attention_places(self.image_size)
         if self.attention_resolution and self.attention_resolution not in places:
             raise UserError(
@@ -321,16 +324,32 @@ def reproduce_command(config: Config, model_dir: str) -> str:
     return " ".join(shlex.quote(word) for word in [*words, f"--model_dir={model_dir}"])
 
 
+def is_saved(model_dir: str) -> bool:
+    """Returns whether `model_dir` holds a configuration.
+
+    Raises:
+      UserError: if that cannot be known.
+    """
+    path = files.join(files.resolve(model_dir, "model_dir", checkpoints=True), CONFIG_FILE)
+    try:
+        return files.exists(path)
+    except OSError as error:
+        raise UserError(
+            f"--model_dir={model_dir} cannot be read ({error.strerror}): check the path, the network and your rights."
+        ) from error
+
+
 def load(model_dir: str) -> Config:
     """Returns the configuration saved in `model_dir`.
 
     Raises:
       UserError: if there is none, or it cannot be read.
     """
-    path = os.path.join(model_dir, CONFIG_FILE)
-    if not os.path.isdir(model_dir):
+    saved, model_dir = is_saved(model_dir), files.resolve(model_dir, "model_dir")
+    path = files.join(model_dir, CONFIG_FILE)
+    if not saved and not files.is_dir(model_dir):
         raise UserError(f"--model_dir={model_dir} does not exist.")
-    if not os.path.exists(path):
+    if not saved:
         raise UserError(f"--model_dir={model_dir} holds no {CONFIG_FILE}: it is not the directory of a training run.")
     try:
         settings = files.read_json(path)

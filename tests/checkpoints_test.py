@@ -107,6 +107,15 @@ class DamageTest:
         checkpoints.wait()
         assert sorted(os.listdir(checkpoints.directory)) == ["1", "3"]
 
+    def test_half_a_directory_is_no_checkpoint_and_goes(self, tmp_path):
+        """A process was killed while it removed one, or moved it on an object store."""
+        checkpoints = saved(tmp_path, [1, 2])
+        os.remove(checkpoints.path(1) + ".index")
+        assert checkpoints.steps() == [2]
+        checkpoints.save(3, variables(3))
+        checkpoints.wait()
+        assert sorted(os.listdir(checkpoints.directory)) == ["2", "3"]
+
     def test_failed_write_names_the_last_good_one(self, tmp_path, monkeypatch):
         checkpoints = saved(tmp_path, [1])
 

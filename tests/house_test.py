@@ -198,6 +198,27 @@ class FaceTest:
         none(wrong)
 
 
+class FilesTest:
+    """What a command writes may be anywhere that TensorFlow writes: only files.py knows how."""
+
+    # They read what is here, or, as the suite's runner, work here alone.
+    HERE = ("files", "data", "config", "attention.maps", "metrics.classifiers", "experiments.suite", "experiments.runner")
+    OF_OS = ("listdir", "makedirs", "mkdir", "path", "remove", "rename", "replace", "rmdir", "scandir", "stat", "walk")
+    BANNED = (*(f"os.{name}" for name in OF_OS), *("shutil.move", "shutil.rmtree", "tf.io.gfile", "import glob", "import pathlib"))
+
+    def test_no_other_module_touches_them(self):
+        wrong = []
+        for name, path in MODULES.items():
+            if name.removeprefix("sagan_tf.").startswith(self.HERE):
+                continue
+            for node in ast.walk(tree(path)):
+                text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Call | ast.Import | ast.ImportFrom) else ""
+                # A temporary name is one that `files.whole` gave.
+                if text in self.BANNED or (text.startswith(("from os ", "open(")) and not text.startswith("open(temporary,")):
+                    wrong.append(f"{place(path)}:{node.lineno} {text}")
+        none(wrong)
+
+
 class LintTest:
     def test_no_line_is_kept_from_being_sorted(self):
         mark = "isort:" + " skip"

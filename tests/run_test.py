@@ -9,9 +9,11 @@ import pytest
 import tensorflow as tf
 
 import sagan_tf
+from sagan_tf import files
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.metrics.record import Record, fingerprint
+from sagan_tf.runs.loop import train
 from sagan_tf.runs.run import Run
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "version_0_1" / "run"
@@ -67,6 +69,24 @@ class AddTest:
         assert "The result of step 4 cannot be recorded" in caplog.text
         assert len(run.records) == before
         assert run.measured.values == {"fid": 1.0}
+
+
+class DamageTest:
+    def test_half_a_record_is_passed_over_and_the_next_one_stands_alone(self, run, caplog):
+        path = pathlib.Path(run.directory) / "metrics.jsonl"
+        path.write_text(f"{record(2, 5.0).to_json()}\n{record(4, 6.0).to_json()[:20]}")
+        assert run.add(record(4, 1.0))
+        assert [(each.step, each.values["fid"]) for each in run.records] == [(2, 5.0), (4, 1.0)]
+        assert f"Line 2 of {path} is passed over" in caplog.text
+
+
+class SharedTest:
+    def test_a_directory_in_which_another_one_trains_is_left_as_it_is(self, tmp_path):
+        settings = {"image_size": 32, "attention_resolution": 8, "batch_size": 4, "train_steps": 1}
+        config = Config(model_dir=str(tmp_path), dataset="faces", **settings)
+        with files.held(str(tmp_path)), pytest.raises(UserError, match=r"is in use \(process \d+ on .*, since .*\)"):
+            train(config)
+        assert [path.name for path in tmp_path.iterdir()] == ["training.lock"]
 
 
 class ReconcileTest:

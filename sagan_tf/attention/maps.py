@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sagan_tf import networks, pixels, sampling
+from sagan_tf import files, networks, pixels, sampling
 from sagan_tf.config import Config
 from sagan_tf.data import images as image_files
 from sagan_tf.errors import UserError
@@ -114,7 +114,7 @@ def export_source(path: str, choice: Choice) -> Source:
         z, labels = sampling.inputs(classes, choice.per_class(total, len(classes)), exported.z_dim, choice.draws)
         return generated(exported.attend, None, z, labels)
 
-    title = os.path.basename(os.path.abspath(path))
+    title = files.name_of(path)
     return Source(title, exported.image_size, {"generator": exported.gamma}, samples)
 
 

@@ -41,6 +41,8 @@ class Request(Choice):
     model_dir: str = ""
 
     def __post_init__(self):
+        for name in ("output", "html", "saved_model"):
+            object.__setattr__(self, name, files.resolve(getattr(self, name), name))
         if not (self.output or self.html):
             raise UserError(
                 "--output and --html are missing: name a .png file for a figure, or a .html file for a page to explore."

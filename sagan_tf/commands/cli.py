@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -65,7 +64,7 @@ def config_from_flags(values: flags.FlagValues = FLAGS) -> config_lib.Config:
     Raises:
       UserError: if a setting is impossible, or contradicts that of `model_dir`.
     """
-    if values.model_dir and os.path.exists(os.path.join(values.model_dir, config_lib.CONFIG_FILE)):
+    if values.model_dir and config_lib.is_saved(values.model_dir):
         return trained_config(values)
     return config_lib.Config(**given_settings(values))
 

@@ -1,9 +1,8 @@
 """`sagan-export`: writes a trained generator as a SavedModel that needs only TensorFlow, for TFLite, and for ONNX."""
 
-import os
-
 from absl import flags
 
+from sagan_tf import files
 from sagan_tf.commands import cli
 from sagan_tf.export import formats
 from sagan_tf.runs.run import load_run
@@ -34,7 +33,7 @@ def main() -> None:
     formats.check(FLAGS.export_dir, FLAGS.formats)
     trained = load_run(cli.trained_config().model_dir)
     formats.export_run(trained, FLAGS.export_dir, FLAGS.formats, FLAGS.checkpoint_step, FLAGS.use_ema)
-    print(f"SavedModel in {FLAGS.export_dir}: {os.path.join(FLAGS.export_dir, 'README.md')} says how to use it.")
+    print(f"SavedModel in {FLAGS.export_dir}: {files.join(FLAGS.export_dir, 'README.md')} says how to use it.")
 
 
 def run() -> None:

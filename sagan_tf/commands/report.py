@@ -1,9 +1,8 @@
 """`sagan-report`: one HTML page that says what a run was and how it went, or how several runs compare."""
 
-import os
-
 from absl import flags
 
+from sagan_tf import files
 from sagan_tf.commands import cli
 from sagan_tf.errors import UserError
 from sagan_tf.report import page
@@ -24,10 +23,12 @@ def split_directories(text: str) -> list[str]:
     Raises:
       UserError: if there is none, or one is named twice.
     """
-    names = [text] if os.path.isdir(text) else [name.strip() for name in text.split(",") if name.strip()]
+    whole = not files.is_remote(text) and files.is_dir(files.resolve(text, "model_dir"))
+    names = [text] if whole else [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise UserError("--model_dir is missing: name the directory of a training run, or several with commas between.")
-    if len({os.path.abspath(name) for name in names}) < len(names):
+    names = [files.resolve(name, "model_dir") for name in names]
+    if len({(files.parent(name), files.name_of(name)) for name in names}) < len(names):
         raise UserError(f"--model_dir={text} names a run twice: name different ones.")
     return names
 

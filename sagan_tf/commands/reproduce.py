@@ -1,9 +1,8 @@
 """`sagan-reproduce`: runs a suite of flagfiles one after another, and gathers the results into one table and a plot."""
 
-import os
-
 from absl import flags
 
+from sagan_tf import files
 from sagan_tf.commands import cli
 from sagan_tf.errors import UserError
 from sagan_tf.experiments import plot, runner, suite, table
@@ -39,15 +38,16 @@ def main() -> None:
     whose settings replace those of every arm; the place of the block follows the image size, and an arm whose place
     does not exist at that size is left out.
     """
-    results = FLAGS.results or (FLAGS.output and os.path.join(FLAGS.output, "results"))
+    output, results = files.resolve(FLAGS.output, "output"), files.resolve(FLAGS.results, "results")
+    results = results or (output and files.join(output, "results"))
     if FLAGS.tabulate:
         if not results:
             raise UserError("--results is missing: name a directory of records.")
     else:
-        if not FLAGS.suite or not FLAGS.output:
+        if not FLAGS.suite or not output:
             raise UserError("--suite and --output are needed: a folder of flagfiles, and a directory for the runs.")
         loaded = suite.load_suite(FLAGS.suite, FLAGS.scale)
-        runner.run_suite(loaded, suite.plan(loaded, FLAGS.seeds, FLAGS.arms, FLAGS.shard), FLAGS.output, results)
+        runner.run_suite(loaded, suite.plan(loaded, FLAGS.seeds, FLAGS.arms, FLAGS.shard), output, results)
     print(table.write_table(results), end="")
     plot.write_plot(results)
 

@@ -53,14 +53,14 @@ def make_records(
       UserError: if the folder or an image cannot be read, the output cannot be written, or holds
         records made with other settings.
     """
-    folder, output = os.path.abspath(os.path.expanduser(folder)), os.path.expanduser(output)
+    folder, output = os.path.abspath(os.path.expanduser(folder)), files.resolve(output, "output")
     content, class_names = plan(folder, shards, seed)
     count = sum(map(len, content.values()))
     options = {"input": folder, "images": count, "digest of names": _digest(content, folder)}
     options |= {"size": size, "shards": len(content), "seed": seed}
     manifest = _begin(output, options, class_names)
     todo = {name: examples for name, examples in content.items() if name not in manifest["shards"]}
-    jobs = {name: (os.path.join(output, name), examples, size, skip_errors) for name, examples in todo.items()}
+    jobs = {name: (files.join(output, name), examples, size, skip_errors) for name, examples in todo.items()}
     try:
         with (
             tqdm(total=count, initial=count - sum(map(len, todo.values())), unit="image", disable=None) as bar,
@@ -74,7 +74,7 @@ def make_records(
         manifest["complete"] = True
         _save(output, manifest)
         if manifest["skipped"]:
-            files.write(os.path.join(output, SKIPPED_FILE), "".join(f"{line}\n" for line in manifest["skipped"]))
+            files.write(files.join(output, SKIPPED_FILE), "".join(f"{line}\n" for line in manifest["skipped"]))
     except OSError as error:
         raise UserError(f"--output={output} cannot be written ({error.strerror}): free some space and run again.") from error
     return manifest["examples"]
@@ -110,24 +110,24 @@ def _begin(output: str, options: dict[str, Any], class_names: tuple[str, ...]) -
     """
     manifest = {"complete": False, "examples": 0, "options": options, "classes": len(class_names), "shards": {}, "skipped": []}
     with files.writing("output", output):
-        os.makedirs(output, exist_ok=True)
-        if os.path.exists(os.path.join(output, MANIFEST_FILE)):
+        files.make_dirs(output)
+        if files.exists(files.join(output, MANIFEST_FILE)):
             manifest |= _finished(output, options)
-        for name in os.listdir(output):
+        for name in files.listing(output):
             if ".tfrecord.tmp-" in name:  # Half a shard, of a run that was killed.
-                os.remove(os.path.join(output, name))
+                files.remove(files.join(output, name))
         _save(output, manifest)
-        files.write(os.path.join(output, CLASSES_FILE), "".join(f"{name}\n" for name in class_names))
+        files.write(files.join(output, CLASSES_FILE), "".join(f"{name}\n" for name in class_names))
     return manifest
 
 
 def _finished(output: str, options: dict[str, Any]) -> dict[str, Any]:
     """Returns the shards that an earlier run with the same options finished, and the images it skipped."""
-    path = os.path.join(output, MANIFEST_FILE)
+    path = files.join(output, MANIFEST_FILE)
     try:
         found = files.read_json(path)
         before = {key: found["options"].get(key) for key in options}
-        shards = {name: int(count) for name, count in found["shards"].items() if os.path.exists(os.path.join(output, name))}
+        shards = {name: int(count) for name, count in found["shards"].items() if files.exists(files.join(output, name))}
         skipped = list(found["skipped"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error!r}): remove the directory and start again.") from error
@@ -141,7 +141,7 @@ def _save(output: str, manifest: dict[str, Any]) -> None:
     manifest["shards"] = dict(sorted(manifest["shards"].items()))
     manifest["skipped"] = sorted(set(manifest["skipped"]))
     manifest["examples"] = sum(manifest["shards"].values())
-    files.write_json(os.path.join(output, MANIFEST_FILE), manifest, indent=2)
+    files.write_json(files.join(output, MANIFEST_FILE), manifest, indent=2)
 
 
 def _write_shards(jobs: Mapping[str, tuple], workers: int) -> Generator[tuple[str, int, list[str]], None, None]:

@@ -1,10 +1,11 @@
 """The plot of a suite: the curves of every run, and its scores."""
 
-import os
+import io
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from sagan_tf import files
 from sagan_tf.experiments.table import COLUMNS, RunRecord, read_records, values
 
 __all__ = ["write_plot"]
@@ -49,4 +50,5 @@ def write_plot(results: str) -> None:
     if curves:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, title="arm (runs); bold: their mean")
-    figure.savefig(os.path.join(results, "plot.png"), dpi=110, metadata={"Software": None})
+    figure.savefig(content := io.BytesIO(), format="png", dpi=110, metadata={"Software": None})
+    files.write(files.join(results, "plot.png"), content.getvalue())

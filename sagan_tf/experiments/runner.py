@@ -7,7 +7,6 @@ import importlib.metadata
 import itertools
 import json
 import os
-import pathlib
 import platform
 import subprocess
 import sys
@@ -59,9 +58,11 @@ def run_suite(suite: Suite, jobs: list[Job], output: str, results: str) -> None:
       UserError: if a directory cannot be written, or a run fails for a reason other than divergence.
       SystemExit: with code 75 if it was interrupted; the same command goes on.
     """
+    if files.is_remote(output):
+        raise UserError(f"--output={output}: suites run in local directories, for their locks and logs; --results may be there.")
     for flag, directory in (("output", output), ("results", results)):
         with files.writing(flag, directory):
-            os.makedirs(directory, exist_ok=True)
+            files.make_dirs(directory)
     for name, why in suite.left_out.items():
         logging.info("%s is left out at this scale: %s", name, why)
     commands = Commands()
@@ -80,15 +81,15 @@ def run_suite(suite: Suite, jobs: list[Job], output: str, results: str) -> None:
 
 def _work(job: Job, suite: Suite, output: str, results: str, commands: "Commands") -> bool:
     """Makes what is missing of a run, its record and its last grid of samples; returns whether anything was."""
-    cache = job.config.stats_cache or os.path.join(output, "statistics")
-    run = Run(directory := os.path.join(output, job.name), job.config.replace(model_dir=directory, stats_cache=cache))
-    record, notes = (os.path.join(where, name) for where, name in ((results, f"{job.name}.json"), (directory, "reproduce.json")))
+    cache = job.config.stats_cache or files.join(output, "statistics")
+    run = Run(directory := files.join(output, job.name), job.config.replace(model_dir=directory, stats_cache=cache))
+    record, notes = (files.join(where, name) for where, name in ((results, f"{job.name}.json"), (directory, "reproduce.json")))
     with locked(directory, commands) as lock:
-        if os.path.exists(record):
+        if files.exists(record):
             _check_alike(job, record)
             return False
         progress: dict[str, Any] = {"seconds": {"train": 0.0, "evaluate": 0.0}, "commits": []}
-        if os.path.exists(notes):
+        if files.exists(notes):
             progress = read(notes, progress.keys())
         if (now := _commit()) not in progress["commits"]:
             progress["commits"].append(now)
@@ -103,7 +104,7 @@ def _work(job: Job, suite: Suite, output: str, results: str, commands: "Commands
                 files.write_json(notes, progress)
 
             logging.info("%s: sagan-%s", job.name, command)
-            arguments, log = [f"--{name}={value}" for name, value in {**given, **more}.items()], os.path.join(directory, "log.txt")
+            arguments, log = [f"--{name}={value}" for name, value in {**given, **more}.items()], files.join(directory, "log.txt")
             code, error = commands.run(command, arguments, log, lock, tick)
             if code and not (command == "train" and "is not finite" in error):
                 raise UserError(f"{job.name}: sagan-{command} ended with code {code}: {error or 'no reason given'} (see {log})")
@@ -114,7 +115,7 @@ def _work(job: Job, suite: Suite, output: str, results: str, commands: "Commands
         if not diverged and not _measured(job, run):
             execute("evaluate", checkpoint_step=job.config.train_steps, **job.evaluation())
         if grid := run.last_grid():
-            files.write(os.path.join(results, f"{job.name}.png"), pathlib.Path(grid[1]).read_bytes())
+            files.write(files.join(results, f"{job.name}.png"), files.read(grid[1]))
         files.write_json(record, _record_of(job, suite, run, progress, diverged), indent=1)
     return True
 
@@ -242,8 +243,8 @@ def locked(directory: str, commands: Commands) -> Iterator[int]:
     Raises:
       Stopped: if the commands are told to stop while it waits.
     """
-    os.makedirs(directory, exist_ok=True)
-    with open(os.path.join(directory, "lock"), "w", encoding="utf-8") as file:
+    files.make_dirs(directory)
+    with open(files.join(directory, "lock"), "w", encoding="utf-8") as file:
         for waited in itertools.count():
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

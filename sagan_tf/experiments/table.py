@@ -1,8 +1,7 @@
 """The records of a suite's runs, and the table that is made from them alone."""
 
-import glob
+import fnmatch
 import itertools
-import os
 import warnings
 from collections.abc import Iterable, Set
 from typing import Any, NamedTuple, TypedDict
@@ -77,8 +76,8 @@ def write_table(results: str) -> str:
     """
     records = read_records(results)
     text = markdown(records)
-    files.write(os.path.join(results, "table.md"), text)
-    files.write(os.path.join(results, "table.csv"), comma_separated(records))
+    files.write(files.join(results, "table.md"), text)
+    files.write(files.join(results, "table.csv"), comma_separated(records))
     return text
 
 
@@ -88,7 +87,7 @@ def read_records(results: str) -> list[RunRecord]:
     Raises:
       UserError: if there are none, one cannot be read, or they are of different suites or scales.
     """
-    paths = glob.glob(os.path.join(glob.escape(results), "*-seed*.json"))
+    paths = [files.join(results, name) for name in fnmatch.filter(files.listing(results), "[!.]*-seed*.json")]
     if not paths:
         raise UserError(f"--results={results} holds no records (ARM-seedN.json): run a suite first.")
     records = sorted(map(read, paths), key=lambda record: (natural(record["arm"]), record["seed"]))

@@ -1,7 +1,7 @@
 """Everything an export holds: the SavedModel, both networks as Keras files, TFLite, ONNX, and the model card."""
 
 import importlib.util
-import os
+import tempfile
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -34,6 +34,7 @@ def export_run(
       UserError: as `check` and `Run.networks`; or if the directory cannot be written.
     """
     check(export_dir, formats)
+    export_dir = files.resolve(export_dir, "export_dir", checkpoints=True)
     trained = run.networks(step, use_ema)
     card = model_card.text(run, trained, formats)
     try:
@@ -43,7 +44,7 @@ def export_run(
             write_tflite(export_dir)
         if "onnx" in formats:
             write_onnx(export_dir)
-        files.write(os.path.join(export_dir, "README.md"), card)
+        files.write(files.join(export_dir, "README.md"), card)
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"--export_dir={export_dir} cannot be written ({str(error).splitlines()[0]}).") from error
 
@@ -57,7 +58,8 @@ def check(export_dir: str, formats: Sequence[str]) -> None:
     """
     if not export_dir:
         raise UserError("--export_dir is missing: name a directory for the SavedModel.")
-    if os.path.exists(export_dir) and (not os.path.isdir(export_dir) or os.listdir(export_dir)):
+    directory = files.resolve(export_dir, "export_dir", checkpoints=True)
+    if files.exists(directory) and (not files.is_dir(directory) or files.listing(directory)):
         raise UserError(f"--export_dir={export_dir} is not empty: choose another, or remove it.")
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UserError(f"--formats={','.join(formats)}: {unknown[0]!r} is not one of {', '.join(FORMATS)}.")
@@ -72,9 +74,10 @@ def write_keras(trained: Networks, export_dir: str) -> None:
       trained: the networks.
       export_dir: of the SavedModel.
     """
-    os.makedirs(os.path.join(export_dir, "keras"))
     for model in (trained.generator, trained.discriminator):
-        model.save(os.path.join(export_dir, "keras", f"{model.name}.keras"))
+        with tempfile.TemporaryDirectory() as directory:  # Keras knows some schemes only, and looks at the suffix.
+            model.save(path := files.join(directory, f"{model.name}.keras"))
+            files.write(files.join(export_dir, "keras", f"{model.name}.keras"), files.read(path))
 
 
 def write_tflite(export_dir: str) -> None:
@@ -84,7 +87,7 @@ def write_tflite(export_dir: str) -> None:
       export_dir: of the SavedModel.
     """
     converter = tf.lite.TFLiteConverter.from_saved_model(export_dir, signature_keys=["serving_default"])
-    files.write(os.path.join(export_dir, "generator.tflite"), converter.convert())
+    files.write(files.join(export_dir, "generator.tflite"), converter.convert())
 
 
 def write_onnx(export_dir: str) -> None:
@@ -107,4 +110,4 @@ def write_onnx(export_dir: str) -> None:
         converted, _ = tf2onnx.convert.from_function(serve, specs, opset=_ONNX_OPSET)
     for value in [*converted.graph.input, *converted.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    files.write(os.path.join(export_dir, "generator.onnx"), converted.SerializeToString())
+    files.write(files.join(export_dir, "generator.onnx"), converted.SerializeToString())

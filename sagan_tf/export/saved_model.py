@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from sagan_tf import networks, pixels, sampling
+from sagan_tf import files, networks, pixels, sampling
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 
@@ -140,7 +139,8 @@ def load(path: str) -> Exported:
     Raises:
       UserError: if it is missing, or no such SavedModel.
     """
-    if not os.path.isdir(path):
+    path = files.resolve(path, "saved_model")
+    if not files.is_dir(path):
         raise UserError(f"--saved_model={path} does not exist: name the directory that sagan-export wrote.")
     try:
         model = tf.saved_model.load(path)

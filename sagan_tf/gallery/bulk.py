@@ -31,14 +31,14 @@ def write_folder(path: str, batches: Batches, total: int) -> None:
       UserError: if the directory holds something already.
       OSError: if it cannot be written.
     """
-    os.makedirs(path, exist_ok=True)
-    if os.listdir(path):
+    files.make_dirs(path)
+    if files.listing(path):
         raise UserError(f"--output={path} is not empty: name a new directory, so that it holds these images alone.")
     numbers, pending = itertools.count(), deque[Future[None]]()
     with ThreadPoolExecutor(os.cpu_count()) as pool, _bar(total) as bar:
         for images, labels in batches:
             for image, label in zip(images, labels, strict=True):
-                name = os.path.join(path, f"{next(numbers):07d}_class{label:04d}.png")
+                name = files.join(path, f"{next(numbers):07d}_class{label:04d}.png")
                 pending.append(pool.submit(lambda name, image: files.write(name, pixels.png(image), flush=False), name, image))
             while len(pending) > 4 * len(images):  # No more than a few batches wait in memory.
                 pending.popleft().result()
@@ -59,7 +59,8 @@ def write_npz(path: str, batches: Batches, total: int) -> None:
       OSError: if it cannot be written.
     """
     all_labels: list[np.ndarray] = []
-    with files.whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    # Opened for writing alone: by itself, ZipFile first opens a pipe for reading too.
+    with files.whole(path) as temporary, open(temporary, "wb") as output, zipfile.ZipFile(output, "w") as archive:
         with archive.open("images.npy", "w", force_zip64=True) as file, _bar(total) as bar:
             for images, labels in batches:
                 if not all_labels:

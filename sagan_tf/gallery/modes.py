@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,9 +61,10 @@ class Request(sampling.Choice):
     @property
     def suffix(self) -> str:
         """How `output` ends: ".png", say; empty: without a suffix."""
-        return os.path.splitext(self.output)[1].lower()
+        return files.suffix_of(self.output)
 
     def __post_init__(self):
+        object.__setattr__(self, "output", files.resolve(self.output, "output"))
         if not self.output:
             raise UserError("--output is missing: name a .png file for a grid, or a directory for separate images.")
         for one, other in _EXCLUSIVE:
@@ -99,7 +99,7 @@ def draw(run: Run, request: Request) -> str:
     modes = {"interpolate": _walk, "truncation_sweep": _sweep, "neighbours": _neighbours, "num_images": _many}
     classes = sampling.parse_classes(request.classes, run.config.num_classes)
     with files.writing("output", request.output):  # What cannot be written is refused before it is drawn.
-        os.makedirs(os.path.dirname(os.path.abspath(request.output)), exist_ok=True)
+        files.make_dirs(files.parent(request.output))
     return modes.get(request.mode, _plain)(run, request, classes)
 
 
@@ -112,7 +112,7 @@ def _plain(run: Run, request: Request, classes: list[int]) -> str:
     with files.writing("output", request.output):
         for index, (image, label) in enumerate(zip(pixels.to_uint8(images), labels, strict=True)):
             name = f"class{label:04d}_{index % per_class:06d}.png"
-            files.write(os.path.join(request.output, name), pixels.png(image))
+            files.write(files.join(request.output, name), pixels.png(image))
     return f"{len(images)} images in {request.output}"
 
 

@@ -5,6 +5,7 @@ import os
 import numpy as np
 from PIL import Image
 
+from sagan_tf import files
 from sagan_tf.data import Source
 from sagan_tf.data import images as image_files
 from sagan_tf.data.arrays import ArraySource
@@ -42,7 +43,7 @@ class Images:
             self.name, source = "an array", ArraySource(images)
         else:
             self.name = os.fspath(images)
-            archive = self.name.endswith(".npz") and not os.path.isdir(self.name)
+            archive = self.name.endswith(".npz") and not files.is_dir(self.name)
             source = ArraySource(_read_archive(self.name), name=f"`images` in {self.name}") if archive else _Files(self.name)
         self.source: Source = source
         self.size = source.image_size
@@ -51,7 +52,7 @@ class Images:
 
 def _read_archive(path: str) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with files.reading(path) as content, np.load(content, allow_pickle=False) as file:
             return file["images"]
     except Exception as error:  # A damaged archive raises whatever its damage leads to.
         reason = str(error).splitlines()[0]

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -161,16 +160,16 @@ def collect(outputs: Iterable[tuple[tf.Tensor, ...]], total: int, title: str) ->
 
 
 def _path(cache: str, kind: str, key: Key) -> str:
-    return os.path.join(cache, f"{kind}-{fingerprint(key)}.npz")
+    return files.join(cache, f"{kind}-{fingerprint(key)}.npz")
 
 
 def _read_cache(cache: str, kind: str, key: Key) -> dict[str, Any] | None:
     """Returns the arrays of a cache file; None if it is missing or, with a warning, cannot be used."""
     path = _path(cache, kind, key)
-    if not cache or not os.path.exists(path):
-        return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        if not cache or not files.exists(path):
+            return None
+        with files.reading(path) as content, np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if json.loads(str(arrays.pop("key"))) != key:
             raise ValueError("it was made from something else")

@@ -86,14 +86,14 @@ def write(directories: Sequence[str], output: str) -> int:
     """
     if not output:
         raise UserError("--output is missing: name a .html file.")
-    names = [os.path.basename(os.path.abspath(directory)) for directory in directories]
+    output, names = files.resolve(output, "output"), [files.name_of(directory) for directory in directories]
     if len(set(names)) < len(names):
         names = list(directories)
     runs = [load(directory, name) for directory, name in zip(directories, names, strict=True)]
-    if os.path.isdir(output):
+    if files.is_dir(output):
         raise UserError(f"--output={output} is a directory: name a .html file in it.")
     with files.writing("output", output):  # What cannot be written is refused before it is drawn.
-        os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+        files.make_dirs(files.parent(output))
     document = page(runs).encode()
     with files.writing("output", output):
         files.write(output, document)
@@ -277,7 +277,7 @@ def _grid(run: Recorded) -> tuple[Picture, str] | None:
         return None
     step, path = last
     try:
-        with Image.open(path) as image:
+        with files.reading(path) as file, Image.open(file) as image:
             shown = picture(image)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): remove it.") from error

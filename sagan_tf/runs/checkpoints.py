@@ -2,13 +2,13 @@
 
 A checkpoint is the directory `model_dir/checkpoints/STEP`, in TensorFlow's own format under plain names
 (`generator/block_1/conv_1/kernel`, ...), so `tf.train.load_checkpoint` lists it. It is written under a temporary name,
-flushed to the disk, read back, and only then renamed: a directory with a number for a name is complete.
+flushed to the disk, read back, and only then renamed: a directory with a number for a name that holds `ckpt.index` is complete.
+On an object store, which renames file by file, that one comes last; wherever a checkpoint is removed, it goes first.
 """
 
 import concurrent.futures
-import os
-import shutil
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,6 +22,7 @@ from sagan_tf.networks import State
 __all__ = ["Checkpoints", "mismatches"]
 
 _PREFIX = "ckpt"
+_INDEX = f"{_PREFIX}.index"
 _TEMPORARY = "tmp-"
 _PINNED = "pinned.json"
 
@@ -55,7 +56,7 @@ class Checkpoints:
     """
 
     def __init__(self, model_dir: str, keep: int = 5, keep_every_steps: int = 0):
-        self.directory = os.path.join(model_dir, "checkpoints")
+        self.directory = files.join(model_dir, "checkpoints")
         self.keep = keep
         self.keep_every_steps = keep_every_steps
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
@@ -63,13 +64,14 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of all complete checkpoints, oldest first."""
-        if not os.path.isdir(self.directory):
-            return []
-        return sorted(int(name) for name in os.listdir(self.directory) if name.isdigit())
+        return sorted(int(name) for name in files.listing(self.directory) if name.isdigit() and self._is_complete(name))
+
+    def _is_complete(self, name: str) -> bool:
+        return files.exists(files.join(self.directory, name, _INDEX))
 
     def path(self, step: int) -> str:
         """Returns the prefix of a checkpoint, as `tf.train.load_checkpoint` takes it."""
-        return os.path.join(self.directory, str(step), _PREFIX)
+        return files.join(self.directory, str(step), _PREFIX)
 
     def save(self, step: int, state: State) -> None:
         """Copies the state now and writes it in the background; `wait` waits for that.
@@ -102,29 +104,28 @@ class Checkpoints:
             ) from error
 
     def _write(self, step: int, names: list[str], values: list[np.ndarray]) -> None:
-        os.makedirs(self.directory, exist_ok=True)
-        for name in os.listdir(self.directory):
-            if name.startswith(_TEMPORARY):
-                shutil.rmtree(os.path.join(self.directory, name), ignore_errors=True)
-        temporary = os.path.join(self.directory, f"{_TEMPORARY}{step}")
-        os.makedirs(temporary)
-        prefix = os.path.join(temporary, _PREFIX)
+        files.make_dirs(self.directory)
+        for name in files.listing(self.directory):
+            if name.startswith(_TEMPORARY) or (name.isdigit() and not self._is_complete(name)):
+                files.remove(files.join(self.directory, name))
+        temporary, final = (files.join(self.directory, name) for name in (f"{_TEMPORARY}{step}", str(step)))
+        files.make_dirs(temporary)
+        prefix = files.join(temporary, _PREFIX)
         try:
             with tf.device("/cpu:0"):
                 tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names), tensors=values)
-            for name in os.listdir(temporary):
-                files.sync(os.path.join(temporary, name))
-            reader = tf.train.load_checkpoint(prefix)
+            for name in files.listing(temporary):
+                files.sync(files.join(temporary, name))
+            reader = _reader(prefix)
             for name, value in zip(names, values, strict=True):
                 if not np.array_equal(reader.get_tensor(name), value, equal_nan=value.dtype.kind == "f"):
                     raise OSError(f"{name} reads back differently from what was written")
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            files.remove(temporary)
             raise
-        final = os.path.join(self.directory, str(step))
-        if os.path.isdir(final):  # After a fallback, a run passes this step a second time.
-            shutil.rmtree(final)
-        os.rename(temporary, final)
+        if files.is_dir(final):  # After a fallback, a run passes this step a second time.
+            self._remove(step)
+        files.move_dir(temporary, final, last=_INDEX)
         files.sync(self.directory)
         self._remove_old()
 
@@ -134,7 +135,12 @@ class Checkpoints:
         if period:
             kept |= {min(s for s in steps if s // period == group) for group in {s // period for s in steps}}
         for step in set(steps) - kept:
-            shutil.rmtree(os.path.join(self.directory, str(step)), ignore_errors=True)
+            self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        directory = files.join(self.directory, str(step))
+        files.remove(files.join(directory, _INDEX))
+        files.remove(directory)
 
     def pinned(self) -> set[int]:
         """Returns the steps that are kept whatever their age."""
@@ -142,10 +148,10 @@ class Checkpoints:
 
     def pins(self) -> dict[str, int]:
         """Returns the steps that are kept whatever their age, by what they are kept for."""
-        path = os.path.join(self.directory, _PINNED)
+        path = files.join(self.directory, _PINNED)
         try:
-            return {str(name): int(step) for name, step in files.read_json(path).items()} if os.path.exists(path) else {}
-        except (ValueError, TypeError, AttributeError) as error:
+            return {str(name): int(step) for name, step in files.read_json(path).items()} if files.exists(path) else {}
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             logging.warning("%s is damaged (%s): no checkpoint is kept for good until it is written anew.", path, error)
             return {}
 
@@ -155,7 +161,7 @@ class Checkpoints:
         Raises:
           OSError: if that cannot be written.
         """
-        files.write_json(os.path.join(self.directory, _PINNED), {**self.pins(), name: step})
+        files.write_json(files.join(self.directory, _PINNED), {**self.pins(), name: step})
 
     def restore(self, state: State, step: int | None = None, partial: bool = False) -> int | None:
         """Assigns every variable of the state from a checkpoint.
@@ -193,7 +199,7 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, state: State, partial: bool) -> dict[str, np.ndarray]:
-        reader = tf.train.load_checkpoint(self.path(step))
+        reader = _reader(self.path(step))
         shapes = reader.get_variable_to_shape_map()
         problems = mismatches(shapes, state, partial)
         if problems:
@@ -202,6 +208,11 @@ class Checkpoints:
                 f"{' ...' if len(problems) > 5 else ''}."
             )
         return {name: reader.get_tensor(name) for name in state}
+
+
+def _reader(prefix: str) -> Any:
+    # What tf.train.load_checkpoint calls, which takes the prefix for a directory where names are all there is (ram://).
+    return tf.compat.v1.train.NewCheckpointReader(prefix)
 
 
 def _value(variable: keras.Variable | tf.Variable) -> tf.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from sagan_tf import data
+from sagan_tf import data, files
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 from sagan_tf.runs import strategies
@@ -55,24 +55,28 @@ def train(config: Config, hooks: Sequence[Hook] = ()) -> Run:
     config = config.replace(num_classes=data.num_classes(source, config))
     hooks = [*standard_hooks(config, source, strategy), *hooks]
     schedule = _Schedule(config, hooks)
-    run = Run.create(config) if chief else Run(config.model_dir, config)
 
-    # Build.
-    training = Training(run, Trainer(config, strategy))
-
-    # Resume.
-    start = _resume(training, chief)
-    logging.info(
-        "%s %s: %s images, %d classes, %d replicas",
-        f"Continuing at step {start} in" if start else "Starting in",
-        run.directory,
-        f"{source.num_examples:,}",
-        config.num_classes,
-        strategy.num_replicas_in_sync,
-    )
-
-    # Train.
     with contextlib.ExitStack() as stack:
+        if chief:
+            with files.writing("model_dir", config.model_dir):
+                stack.enter_context(files.held(config.model_dir))
+        run = Run.create(config) if chief else Run(config.model_dir, config)
+
+        # Build.
+        training = Training(run, Trainer(config, strategy))
+
+        # Resume.
+        start = _resume(training, chief)
+        logging.info(
+            "%s %s: %s images, %d classes, %d replicas",
+            f"Continuing at step {start} in" if start else "Starting in",
+            run.directory,
+            f"{source.num_examples:,}",
+            config.num_classes,
+            strategy.num_replicas_in_sync,
+        )
+
+        # Train.
         stack.enter_context(stop_on_signal(lambda: training.trainer.stop.assign(True)))
         stack.callback(run.checkpoints.wait)
         if chief:

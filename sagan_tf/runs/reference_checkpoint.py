@@ -4,7 +4,6 @@
 """
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -84,7 +83,8 @@ def convert(prefix: str, model_dir: str, **settings: Any) -> Config:
     """
     if inferred := [f"--{name}" for name in settings if name in INFERRED]:
         raise UserError(f"{', '.join(inferred)} is read off the checkpoint: leave it out.")
-    if os.path.exists(os.path.join(model_dir, config_lib.CONFIG_FILE)):
+    model_dir = files.resolve(model_dir, "model_dir", checkpoints=True)
+    if config_lib.is_saved(model_dir):
         raise UserError(f"--model_dir={model_dir} already holds a run: choose another.")
     config, values = read(prefix, **settings)
     state = Trainer(config).state()
@@ -94,7 +94,7 @@ def convert(prefix: str, model_dir: str, **settings: Any) -> Config:
     for name, variable in state.items():
         variable.assign(values[name])
     with files.writing("model_dir", model_dir):
-        os.makedirs(model_dir, exist_ok=True)
+        files.make_dirs(model_dir)
     checkpoints = Run(model_dir, config).checkpoints
     checkpoints.save(int(values["step"]), state)
     checkpoints.wait()

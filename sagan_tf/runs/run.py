@@ -6,7 +6,6 @@ The one place that knows what the files of a run are called, but for `config.jso
 
 import dataclasses
 import functools
-import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from sagan_tf import config as config_lib
 from sagan_tf import files, networks, pixels, sampling
@@ -83,7 +83,7 @@ class Run:
         Raises:
           UserError: if `config` would make it another experiment.
         """
-        if not os.path.exists(os.path.join(config.model_dir, config_lib.CONFIG_FILE)):
+        if not config_lib.is_saved(config.model_dir):
             return config
         given = dataclasses.asdict(config)
         for name in _IMAGES:
@@ -99,13 +99,13 @@ class Run:
           UserError: if the directory cannot be written.
         """
         with files.writing("model_dir", config.model_dir):
-            files.write(os.path.join(config.model_dir, config_lib.CONFIG_FILE), config.to_json())
+            files.write(files.join(config.model_dir, config_lib.CONFIG_FILE), config.to_json())
         return cls(config.model_dir, config)
 
     @property
     def name(self) -> str:
         """The last part of the directory."""
-        return os.path.basename(os.path.abspath(self.directory))
+        return files.name_of(self.directory)
 
     @property
     def steps(self) -> list[int]:
@@ -116,19 +116,22 @@ class Run:
 
     @property
     def records(self) -> list[Record]:
-        """What was measured of this run, oldest first.
+        """What was measured of this run, oldest first; a line that is no record, such as half of one, is passed over.
 
         Raises:
-          UserError: if a line of the file is no record.
+          UserError: if the file cannot be read.
         """
-        path = os.path.join(self.directory, _METRICS_FILE)
-        if not os.path.exists(path):
-            return []
+        path, found = files.join(self.directory, _METRICS_FILE), []
         try:
-            with open(path, encoding="utf-8") as file:
-                return [Record.from_json(line) for line in file if line.strip()]
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}): remove the damaged line.") from error
+            lines = files.read(path).splitlines() if files.exists(path) else []
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): put that right, or remove it.") from error
+        for number, line in enumerate(lines, start=1):
+            try:
+                found += [Record.from_json(line.decode())] if line.strip() else []
+            except ValueError as error:
+                logging.warning("Line %d of %s is passed over: it is damaged (%s).", number, path, error)
+        return found
 
     def add(self, record: Record) -> bool:
         """Adds a record to the run and its TensorBoard, and keeps the checkpoint if its FID is the lowest so far.
@@ -143,7 +146,7 @@ class Run:
         self.measured = record
         best = all(record.values["fid"] < other.values["fid"] for other in alike)
         with files.told(f"The result of step {record.step} cannot be recorded in {self.directory}", tf.errors.OpError):
-            files.append_line(os.path.join(self.directory, _METRICS_FILE), record.to_json())
+            files.append_line(files.join(self.directory, _METRICS_FILE), record.to_json())
             writer = self.summary_writer(".metrics")
             with writer.as_default(record.step):
                 for name, value in record.values.items():
@@ -180,22 +183,22 @@ class Run:
     @property
     def statistics_dir(self) -> str:
         """The directory of cached statistics of real images."""
-        return self.config.stats_cache or os.path.join(self.directory, "statistics")
+        return self.config.stats_cache or files.join(self.directory, "statistics")
 
     def intra_fid_file(self, step: int, digest: str) -> str:
         """Returns the file of the classes that intra-FID has done, of these weights at this step."""
-        return os.path.join(self.directory, f"intra_fid-{step}-{digest}.json")
+        return files.join(self.directory, f"intra_fid-{step}-{digest}.json")
 
     # What training shows.
 
     @property
     def _summaries_dir(self) -> str:
-        return os.path.join(self.directory, "summaries")
+        return files.join(self.directory, "summaries")
 
     @property
     def samples_dir(self) -> str:
         """The directory of sample grids, `STEP.png` each."""
-        return os.path.join(self.directory, "samples")
+        return files.join(self.directory, "samples")
 
     def summary_writer(self, suffix: str | None = None) -> tf.summary.SummaryWriter:
         """Returns a writer of the run's TensorBoard files.
@@ -217,13 +220,12 @@ class Run:
         Raises:
           OSError: if it cannot be written.
         """
-        files.write(os.path.join(self.samples_dir, f"{step:08d}.png"), pixels.png(sheet))
+        files.write(files.join(self.samples_dir, f"{step:08d}.png"), pixels.png(sheet))
 
     def last_grid(self) -> tuple[int, str] | None:
         """Returns step and path of the last sample grid; None if there is none."""
-        names = os.listdir(self.samples_dir) if os.path.isdir(self.samples_dir) else []
-        grids = (name for name in names if re.fullmatch(r"\d+\.png", name))
-        return max(((int(name[:-4]), os.path.join(self.samples_dir, name)) for name in grids), default=None)
+        grids = (name for name in files.listing(self.samples_dir) if re.fullmatch(r"\d+\.png", name))
+        return max(((int(name[:-4]), files.join(self.samples_dir, name)) for name in grids), default=None)
 
     # The networks.
 

@@ -1,12 +1,13 @@
 """Curves: the scalars that a run wrote to TensorBoard, read back."""
 
-import os
 from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util import tensor_util
+
+from sagan_tf import files
 
 __all__ = ["Curve", "curve", "read_scalars"]
 
@@ -27,11 +28,10 @@ def read_scalars(directory: str) -> dict[str, Curve]:
       Curves by tag.
     """
     found: dict[str, dict[int, tuple[float, float]]] = {}
-    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
-    for name in names:
+    for name in files.listing(directory):
         if "tfevents" not in name:
             continue
-        for event in EventFileLoader(os.path.join(directory, name)).Load():
+        for event in EventFileLoader(files.join(directory, name)).Load():
             for value in event.summary.value:
                 tensor = value.tensor
                 if tensor.dtype not in (tf.float32.as_datatype_enum, tf.float64.as_datatype_enum) or tensor.tensor_shape.dim:
