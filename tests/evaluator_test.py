@@ -132,6 +132,11 @@ class IntraFidTest:
         resumed = evaluator.intra_fid(self.sampler(0), str(progress))
         assert resumed["intra_fid"] == pytest.approx(whole["intra_fid"] + 100.0)
 
+    @pytest.mark.parametrize("left", ['{"key": ', "[]", '{"fid": {"0": 1}}'])
+    def test_damaged_progress_stops_nothing(self, evaluator, tmp_path, left):
+        (tmp_path / "progress.json").write_text(left)
+        assert evaluator.intra_fid(self.sampler(0), str(tmp_path / "progress.json")) == evaluator.intra_fid(self.sampler(0))
+
 
 class CacheTest:
     def statistics(self, source, classifier, cache, count=100):

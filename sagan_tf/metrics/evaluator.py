@@ -180,10 +180,12 @@ class Evaluator:
             raise UserError("Intra-FID needs a conditional model and a dataset with classes.")
         key = self._key | {"images": self.source.num_examples}
         state = {"key": key, "protocol": dataclasses.asdict(self.protocol) | dict(sampler.facts), "fid": {}}
-        if progress and os.path.exists(progress):
-            saved = files.read_json(progress)
-            if (saved["key"], saved["protocol"]) == (state["key"], state["protocol"]):
-                state = saved
+        try:
+            saved = files.read_json(progress) if progress and files.exists(progress) else {}
+            if all(saved.get(name) == state[name] for name in ("key", "protocol")):
+                state["fid"] = {name: float(value) for name, value in saved["fid"].items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            logging.warning("%s cannot be read (%s): all classes are measured anew.", progress, error)
         real = statistics.class_moments(self.source, self.classifier, key, self.cache)
         count, distances = self.protocol.intra_fid_samples, state["fid"]
         compiled = tf.function(sampler.draw, reduce_retracing=True)  # One graph for all classes.
