@@ -92,7 +92,7 @@ class PlanTest:
 
 class ScaleTest:
     def test_places_follow_the_image_size(self):
-        loaded = suite_lib.load_suite(str(ROOT / "flags" / "paper"), str(ROOT / "flags" / "scale" / "twins32.cfg"))
+        loaded = suite_lib.load_suite(str(ROOT / "flags" / "paper"), str(ROOT / "flags" / "scale" / "faces32.cfg"))
         assert loaded.left_out.keys() == {"attention_8", "attention_16", "residual_8", "residual_16"}
         assert loaded.left_out["attention_8"] == "8 of 128 px is 2 of 32 px"
         assert loaded.scale["places"] == {"32": 8, "64": 16}
@@ -102,9 +102,9 @@ class ScaleTest:
             suite_lib.plan(loaded, "0", "attention_16")
 
     def test_settings_replace_those_of_every_arm(self):
-        loaded = suite_lib.load_suite(str(ROOT / "flags" / "paper"), str(ROOT / "flags" / "scale" / "twins32.cfg"))
+        loaded = suite_lib.load_suite(str(ROOT / "flags" / "paper"), str(ROOT / "flags" / "scale" / "faces32.cfg"))
         for arm in loaded.arms.values():
-            assert (arm.config.dataset, arm.config.gf_dim, arm.config.train_steps) == ("twins", 8, 4000)
+            assert (arm.config.dataset, arm.config.gf_dim, arm.config.train_steps) == ("faces", 8, 4000)
             assert arm.config.num_classes == -1
         assert loaded.arms["baseline"].config.generator_learning_rate == 2e-4
 

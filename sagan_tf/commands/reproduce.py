@@ -27,9 +27,9 @@ def define_flags() -> None:
 def main() -> None:
     """Runs a suite of flagfiles one after another, an arm each, and gathers the results into one table and a plot.
 
-    sagan-reproduce --suite=flags/study --output=runs/study --results=results/study --seeds=0,1,2
-    sagan-reproduce --suite=flags/paper --output=runs/paper --scale=flags/scale/twins32.cfg --shard=1/2
-    sagan-reproduce --tabulate --results=results/study
+    sagan-reproduce --suite=flags/study --output=runs/study --seeds=0,1,2
+    sagan-reproduce --suite=flags/paper --output=runs/paper --scale=flags/scale/faces32.cfg --shard=1/2
+    sagan-reproduce --tabulate --results=runs/study/results
 
     Each run is a `sagan-train` in OUTPUT/ARM-seedN, and then a `sagan-evaluate`; arms with the same settings share
     one. A run that is finished leaves a record RESULTS/ARM-seedN.json, from which alone table.md, table.csv and
