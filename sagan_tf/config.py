@@ -21,6 +21,7 @@ from sagan_tf.errors import UserError
 __all__ = [
     "CONFIG_FILE",
     "GROUPS",
+    "REMOVED",
     "Config",
     "expand_flagfile",
     "expand_flagfiles",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 CONFIG_FILE = "config.json"
+
+# Settings of version 0.1 that are gone; a file that holds them is still read.
+REMOVED = ("twins_cells",)
 
 # The groups of `--help`, in the order in which they are printed.
 GROUPS = ("Run", "Data", "Networks", "Optimisation", "Speed", "Output", "Evaluation")
@@ -106,9 +110,9 @@ class Config:
 
     # Data.
     dataset: str = _setting(
-        "twins",
+        "faces",
         "Data",
-        "Training images: faces or twins (generated), folder:PATH, tfrecord:GLOB, or tfds:NAME.",
+        "Training images: faces (generated), folder:PATH, tfrecord:GLOB, or tfds:NAME.",
         free=True,
     )
     data_split: str = _setting("train", "Data", "Split to train on, for tfds:NAME (slices such as train[:50%] work).", free=True)
@@ -118,7 +122,6 @@ class Config:
         -1, "Data", "Classes to condition on; 0: unconditional; -1: as many as the dataset has.", at_least=-1, at_most=2**24
     )
     horizontal_flip: bool = _setting(False, "Data", "Mirror each image with probability 1/2 (the reference does not).")
-    twins_cells: int = _setting(3, "Data", "Cells along each side of a tile of the dataset twins.", at_least=2, at_most=2**10)
     skip_corrupt_records: int = _setting(
         0, "Data", "Corrupt examples to skip (and report) before giving up; 0: stop at the first.", free=True, at_least=0
     )
@@ -223,7 +226,7 @@ class Config:
     classifier: str = _setting(
         "inception",
         "Evaluation",
-        "Classifier behind the metrics: inception, embedded, faces, or a SavedModel's directory.",
+        "Classifier behind the metrics: inception, faces, or a SavedModel's directory.",
         free=True,
     )
     classifier_logits: str = _setting("logits", "Evaluation", "Output of a SavedModel with the logits.", free=True)
@@ -355,6 +358,7 @@ def load(model_dir: str) -> Config:
         settings = files.read_json(path)
         if not isinstance(settings, dict):
             raise ValueError("it does not hold settings by name")
+        settings = {name: value for name, value in settings.items() if name not in REMOVED}
         if unknown := settings.keys() - {field.name for field in dataclasses.fields(Config)}:
             raise ValueError(f"there is no setting {min(unknown)}")
         return Config(**{**settings, "model_dir": model_dir})

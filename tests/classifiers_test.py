@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sagan_tf.data import twins
 from sagan_tf.errors import UserError
 from sagan_tf.metrics import classifiers
 
@@ -134,26 +133,6 @@ class ResizeTest:
             classifiers.resize_bilinear(tf.zeros(shape), 8)
 
 
-class EmbeddedTest:
-    def test_names_classes_and_sees_patterns(self):
-        indices = tf.range(10_000_000, 10_000_300, dtype=tf.int64)
-        bits, labels = twins.patterns(indices, 99, 3), twins.labels(indices, 6)
-        images = twins.render(bits, labels, 32)
-        logits, features = classifiers.load("embedded").run(images)
-        assert np.mean(np.argmax(logits, axis=1) == labels) == 1.0
-        assert features.shape == (300, 64)
-        # The same picture gives the same features; one with another second tile is told apart.
-        other = tf.concat([images[:, :16], tf.roll(images, 6, axis=0)[:, 16:]], axis=1)
-        _, others = classifiers.load("embedded").run(other)
-        assert np.median(np.linalg.norm(features - others, axis=1)) > 1.0
-
-    def test_ships_in_under_a_megabyte(self):
-        import importlib.resources
-
-        path = importlib.resources.files("sagan_tf") / "assets" / classifiers.embedded_file("twins")
-        assert len(path.read_bytes()) < 1_000_000
-
-
 class RefusalTest:
     def test_model_of_several_inputs(self, tmp_path):
         module = tf.Module()
@@ -164,8 +143,12 @@ class RefusalTest:
             classifiers.load(str(tmp_path), input_size=SIZE)
 
     def test_unknown_name(self):
-        with pytest.raises(UserError, match="neither inception, embedded"):
+        with pytest.raises(UserError, match="neither inception, faces"):
             classifiers.load("resnet")
+
+    def test_classifier_of_version_0_1_that_is_gone_is_named_with_its_remedy(self):
+        with pytest.raises(UserError, match=r"^The classifier embedded was removed in 0.2, .*: pass --classifier=faces\.$"):
+            classifiers.load("embedded")
 
     def test_directory_without_a_model(self, tmp_path):
         with pytest.raises(UserError, match="cannot be loaded"):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from sagan_tf import files, metrics, pixels
-from sagan_tf.data import twins
+from sagan_tf.data import faces
 from sagan_tf.data.arrays import ArraySource
 from sagan_tf.errors import UserError
 from sagan_tf.metrics import Evaluator, Images, Protocol, classifiers, compare, statistics
@@ -18,12 +18,12 @@ COUNT = 120
 
 
 @pytest.fixture(scope="module")
-def embedded():
-    return classifiers.load("embedded")
+def classifier():
+    return classifiers.load("faces")
 
 
 def real_images(first, count=COUNT):
-    examples = twins.TwinsSource(32).examples(tf.range(first, first + count, dtype=tf.int64))
+    examples = faces.FacesSource(32).examples(tf.range(first, first + count, dtype=tf.int64))
     return pixels.to_uint8(examples["images"]), examples["labels"].numpy()
 
 
@@ -50,8 +50,8 @@ def sides(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(sides, embedded):
-    return compare(*sides["array"], embedded)
+def expected(sides, classifier):
+    return compare(*sides["array"], classifier)
 
 
 def write(path, sizes):
@@ -61,8 +61,8 @@ def write(path, sizes):
 
 class CompareTest:
     @pytest.mark.parametrize("forms", [("npz", "npz"), ("flat", "flat"), ("classes", "array")])
-    def test_every_form_gives_the_same_numbers(self, sides, expected, embedded, forms):
-        record = compare(sides[forms[0]][0], sides[forms[1]][1], embedded)
+    def test_every_form_gives_the_same_numbers(self, sides, expected, classifier, forms):
+        record = compare(sides[forms[0]][0], sides[forms[1]][1], classifier)
         assert record.values == expected.values
         named = {"dataset", "generated_by"}
         assert {k: v for k, v in record.protocol.items() if k not in named} == {
@@ -74,7 +74,7 @@ class CompareTest:
 
     def test_is_what_an_evaluator_measures(self, sides, expected, tmp_path):
         protocol = Protocol(num_samples=COUNT, batch_size=50)
-        evaluator = Evaluator(ArraySource(sides["array"][1]), classifiers.load("embedded"), protocol, str(tmp_path))
+        evaluator = Evaluator(ArraySource(sides["array"][1]), classifiers.load("faces"), protocol, str(tmp_path))
         images = Images(sides["flat"][0])
         record = evaluator.measure(images)
         for name, value in expected.values.items():
@@ -86,11 +86,11 @@ class CompareTest:
         assert not {"seed", "truncation", "batch_norm", "classes", "use_ema"} & set(expected.protocol)
         assert (expected.protocol["num_samples"], expected.protocol["real_images"]) == (COUNT, COUNT)
         assert (expected.protocol["generated_by"], expected.protocol["dataset"]) == ("an array", "an array")
-        assert f"({COUNT} samples against {COUNT} images of an array; classifier embedded, tf1_bilinear_32)" in str(expected)
+        assert f"({COUNT} samples against {COUNT} images of an array; classifier faces, area_32)" in str(expected)
         assert metrics.Record.from_json(expected.to_json()) == expected
 
-    def test_some_of_the_images_of_each_side(self, sides, embedded):
-        record = compare(*sides["npz"], embedded, num_samples=50, protocol=Protocol(manifold=False, real_images=70))
+    def test_some_of_the_images_of_each_side(self, sides, classifier):
+        record = compare(*sides["npz"], classifier, num_samples=50, protocol=Protocol(manifold=False, real_images=70))
         assert (record.protocol["num_samples"], record.protocol["real_images"]) == (50, 70)
         assert "kid" not in record.values
 
@@ -108,28 +108,28 @@ class CompareTest:
             (None, None, {"num_samples": COUNT + 1}, "holds 120 images, fewer than the 121 asked for"),
         ],
     )
-    def test_what_cannot_be_compared_is_refused_in_a_sentence(self, sides, embedded, a, b, options, text):
+    def test_what_cannot_be_compared_is_refused_in_a_sentence(self, sides, classifier, a, b, options, text):
         with pytest.raises(UserError, match=text) as error:
-            compare(sides["npz"][0] if a is None else a, sides["npz"][1] if b is None else b, embedded, **options)
+            compare(sides["npz"][0] if a is None else a, sides["npz"][1] if b is None else b, classifier, **options)
         assert "\n" not in str(error.value)
 
     @pytest.mark.parametrize("content", [b"no archive", b""])
-    def test_damaged_archive_is_named(self, embedded, tmp_path, content):
+    def test_damaged_archive_is_named(self, classifier, tmp_path, content):
         (tmp_path / "x.npz").write_bytes(content)
         with pytest.raises(UserError, match=r"x.npz cannot be read"):
-            compare(str(tmp_path / "x.npz"), str(tmp_path / "x.npz"), embedded)
+            compare(str(tmp_path / "x.npz"), str(tmp_path / "x.npz"), classifier)
         np.savez(tmp_path / "x.npz", pictures=np.zeros(3))
         with pytest.raises(UserError, match=r"x.npz cannot be read .*images"):
-            compare(str(tmp_path / "x.npz"), str(tmp_path / "x.npz"), embedded)
+            compare(str(tmp_path / "x.npz"), str(tmp_path / "x.npz"), classifier)
 
     def test_from_the_shell(self, sides, expected):
-        command = [sys.executable, "-m", "sagan_tf.commands.evaluate", "--classifier=embedded"]
+        command = [sys.executable, "-m", "sagan_tf.commands.evaluate", "--classifier=faces"]
         a, b = sides["flat"]
         result = subprocess.run([*command, f"--images={a}", f"--against={b}"], capture_output=True, text=True, timeout=240)
         assert result.returncode == 0, result.stderr
         assert result.stdout.startswith(f"{a}:\n")
         assert f"  fid                          {expected.values['fid']:12.5g}\n" in result.stdout
-        assert f"({COUNT} samples against {COUNT} images of {b}; classifier embedded" in result.stdout
+        assert f"({COUNT} samples against {COUNT} images of {b}; classifier faces" in result.stdout
 
     def test_importing_it_leaves_tf_gan_alone(self):
         code = "import sys; from sagan_tf.metrics import Record; assert 'sagan_tf.metrics.scores' not in sys.modules"
@@ -144,15 +144,15 @@ class ImagesTest:
         values = np.sort(np.concatenate(batches)[:, 0, 0, 0])
         np.testing.assert_allclose(values, np.arange(5) / 127.5 - 1, atol=1e-6)
 
-    def test_files_sorted_by_class_are_mixed(self, embedded, tmp_path):
+    def test_files_sorted_by_class_are_mixed(self, classifier, tmp_path):
         """Ten splits of a perfect folder, a class after the other, score what one does; a tenth of it holds all classes."""
         images, labels = real_images(50_000, 600)
         for number, index in enumerate(np.argsort(labels, kind="stable")):
             files.write(str(tmp_path / f"{number:04d}.png"), pixels.png(images[index]))
-        values = compare(str(tmp_path), real_images(0)[0], embedded, protocol=Protocol(manifold=False)).values
+        values = compare(str(tmp_path), real_images(0)[0], classifier, protocol=Protocol(manifold=False)).values
         assert values["inception_score_10_splits"] > 0.9 * values["inception_score"] > 5.0
         (tenth,) = statistics.mixed(Images(str(tmp_path)).source, 60, 60)
-        assert set(np.argmax(embedded.run(tenth["images"])[0], axis=1)) == set(range(6))
+        assert set(np.argmax(classifier.run(tenth["images"])[0], axis=1)) == set(range(6))
 
     def test_unusable_folders_are_refused(self, tmp_path):
         with pytest.raises(UserError, match="holds no images"):
@@ -167,11 +167,11 @@ class ImagesTest:
         with pytest.raises(UserError, match=r"000.png cannot be read as an image .*: remove it or make it again"):
             Images(str(tmp_path))
 
-    def test_unreadable_file_is_named_with_its_remedy(self, tmp_path, embedded):
+    def test_unreadable_file_is_named_with_its_remedy(self, tmp_path, classifier):
         write(tmp_path, [(8, 8)] * 3)
         (tmp_path / "001.png").write_bytes((tmp_path / "001.png").read_bytes()[:40])
         with pytest.raises(UserError, match=r"001.png cannot be read as an image .*: remove it or make it again\.$"):
-            compare(str(tmp_path), np.zeros((3, 8, 8, 3), np.uint8), embedded)
+            compare(str(tmp_path), np.zeros((3, 8, 8, 3), np.uint8), classifier)
 
 
 class ArraySourceTest:

@@ -8,23 +8,30 @@ r"""What version 0.1 wrote can still be read: a run, and what was exported of it
     --save_samples_steps=4 --save_checkpoint_steps=4 --save_checkpoint_secs=0 --deterministic
   sagan-export --model_dir=run --export_dir=exported
 
-`arrays.npz` holds what version 0.1 then computed, and its whole state one step later.
+`arrays.npz` holds what version 0.1 then computed, and its whole state one step later. The dataset twins and the classifier
+embedded went with version 0.2: `images.npz` holds the images of twins by which statistics are known, and those of that step.
 """
 
+import functools
 import json
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
+from processes import Command
 
 import sagan_tf
 import sagan_tf.networks  # Registers the layers of .keras files.
+from sagan_tf import data, pixels, sampling
+from sagan_tf.export import formats
+from sagan_tf.gallery import modes
+from sagan_tf.metrics.classifiers import Classifier
+from sagan_tf.metrics.evaluator import Evaluator, Protocol
 from sagan_tf.metrics.record import fingerprint
 from sagan_tf.training import Trainer
 
@@ -41,13 +48,31 @@ def expected():
 
 @pytest.fixture(scope="module")
 def run():
-    return sagan_tf.load_run(str(GOLDEN / "run"))
+    """Returns the run; it reads its networks once, since to build them takes most of the time."""
+    opened = sagan_tf.load_run(str(GOLDEN / "run"))
+    opened.networks = functools.cache(opened.networks)
+    return opened
+
+
+class Twins:
+    """The dataset of version 0.1, as far as its images are kept; in the place of others it gives the first."""
+
+    num_examples, num_classes, class_names = 2**17, 6, ("red", "green", "blue", "yellow", "magenta", "cyan")
+
+    def __init__(self):
+        kept = np.load(GOLDEN / "images.npz")
+        self.indices, self.images, self.labels = (tf.constant(kept[name]) for name in ("indices", "images", "labels"))
+
+    def examples(self, indices):
+        places = tf.argmax(indices[:, None] == self.indices, axis=1)
+        return {"images": tf.cast(tf.gather(self.images, places), tf.float32) / 127.5 - 1, "labels": tf.gather(self.labels, places)}
 
 
 class RunTest:
     def test_settings(self, run):
         saved = json.loads((GOLDEN / "run" / "config.json").read_text())
         assert len(saved) == 55
+        assert saved.pop("twins_cells") == 3  # Gone, with the dataset.
         assert {name: getattr(run.config, name) for name in saved} == saved
 
     def test_networks(self, run, expected):
@@ -81,13 +106,22 @@ class RunTest:
         np.testing.assert_allclose(curves["metrics/fid"][1], [record.values["fid"] for record in run.records], rtol=1e-6)
         assert run.last_grid() == (4, str(GOLDEN / "run" / "samples" / "00000004.png"))
 
+    def test_protocol_is_still_that_of_the_records(self, run):
+        """What was recorded then compares with what is measured now."""
+        classifier = Classifier("embedded", lambda images: (images, images), "0540e9ad4b3f1012", "tf1_bilinear_32")
+        evaluator = Evaluator(Twins(), classifier, Protocol(num_samples=64), dataset="twins")
+        sampler = sampling.sampler(run.networks(4).generator, run.config, use_ema=True)
+        protocol, recorded = evaluator.protocol_of(sampler), run.records[1].protocol
+        assert evaluator.protocol_of(sampler.facts) == protocol
+        assert protocol | {"versions": 0} == recorded | {"versions": 0}
+        assert protocol["versions"].keys() == recorded["versions"].keys()
+
     @pytest.mark.slow
-    def test_continues(self, expected, tmp_path):
+    def test_continues(self, expected, run, tmp_path, monkeypatch):
         shutil.copytree(GOLDEN / "run", tmp_path / "run")
-        command = [sys.executable, "-m", "sagan_tf.commands.train", f"--model_dir={tmp_path}/run", "--train_steps=5"]
-        finished = subprocess.run([*command, "--eval_every_steps=0"], capture_output=True, text=True, timeout=600)
-        assert finished.returncode == 0, finished.stderr
-        checkpoints = sagan_tf.load_run(str(tmp_path / "run")).checkpoints
+        monkeypatch.setattr(data, "open_source", lambda config: Twins())
+        changes = {"model_dir": str(tmp_path / "run"), "train_steps": 5, "eval_every_steps": 0, "deterministic": False}
+        checkpoints = sagan_tf.train(run.config.replace(**changes)).checkpoints
         assert checkpoints.steps() == [2, 4, 5]
         reader = tf.train.load_checkpoint(checkpoints.path(5))
         state = {name.removeprefix("step_5/"): value for name, value in expected.items() if name.startswith("step_5/")}
@@ -96,6 +130,47 @@ class RunTest:
             # Batch norm takes a bias before it away: its gradient is rounding alone, which Adam scales up to a whole step.
             if not re.fullmatch(r"(ema_)?generator/block_.*/(bias|moving_mean)", name):
                 np.testing.assert_allclose(reader.get_tensor(name), value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+    def test_is_sampled(self, run, tmp_path):
+        images = sampling.generate(run.generator, *sampling.grid_inputs(4, 6, 0))
+        of_then = np.asarray(Image.open(run.last_grid()[1]), int)
+        assert np.abs(pixels.grid(images, sampling.GRID_COLUMNS) - of_then).max() <= 1
+        modes.draw(run, modes.Request(output=str(tmp_path / "grid.png")))
+        assert np.asarray(Image.open(tmp_path / "grid.png")).shape == of_then.shape
+
+    def test_is_exported_with_what_is_known_of_it(self, run, expected, tmp_path):
+        formats.export_run(run, str(tmp_path))
+        signature = tf.saved_model.load(str(tmp_path)).signatures["serving_default"]
+        images = signature(z=tf.constant(expected["z"]), labels=tf.constant(expected["labels"]))["images"]
+        np.testing.assert_allclose(images, expected["ema_generator"], **TOLERANCE)
+        card = (tmp_path / "README.md").read_text()
+        for text in (
+            "Trained on `twins`.",
+            "| fid | 82.84 |",
+            "| classifier | `embedded` |",
+            "the package's own classifier compare",
+        ):
+            assert text in card
+
+    @pytest.mark.parametrize(
+        ("name", "flags", "sentence"),
+        [
+            (
+                "train",
+                ["--train_steps=5"],
+                "The dataset twins was removed in 0.2: train on --dataset=faces, into a new --model_dir.",
+            ),
+            ("evaluate", ["--classifier=faces"], "The dataset twins was removed in 0.2: train on --dataset=faces, into a new"),
+            ("evaluate", ["--dataset=faces"], "The classifier embedded was removed in 0.2, with the dataset twins: pass --class"),
+        ],
+    )
+    def test_is_neither_trained_on_nor_measured_by_what_is_gone(self, tmp_path, name, flags, sentence):
+        shutil.copytree(GOLDEN / "run", tmp_path / "run")
+        command = Command(name, f"--model_dir={tmp_path}/run", *flags)
+        assert command.wait() == 1
+        assert next(line for line in command.stderr.splitlines() if line.startswith("error: ")).startswith(f"error: {sentence}")
+        assert "Traceback" not in command.stderr
+        assert sagan_tf.load_run(str(tmp_path / "run")).steps == [2, 4]
 
 
 class ExportTest:

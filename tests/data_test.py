@@ -13,14 +13,15 @@ from PIL import Image
 
 from sagan_tf import data
 from sagan_tf.config import Config
-from sagan_tf.data import images, twins
+from sagan_tf.data import images
+from sagan_tf.data.arrays import ArraySource
 from sagan_tf.data.record_files import index_file
 from sagan_tf.errors import UserError
 
 RNG = np.random.default_rng(0)
 
 
-def configure(dataset, **settings):
+def configure(dataset="faces", **settings):
     return Config(**{"dataset": dataset, "image_size": 32, "attention_resolution": 16, "batch_size": 8, **settings})
 
 
@@ -66,13 +67,14 @@ def failure(dataset):
 
 class OrderTest:
     def source(self):
-        return data.open_source(configure("twins"))
+        """Images that are read and not drawn: to the bit the same in batches of any size."""
+        return ArraySource(RNG.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8), np.arange(200) % 6)
 
     def images_of(self, dataset, batches):
         return [batch["images"].numpy() for batch in dataset.take(batches)]
 
     def test_starting_later_continues_the_same_sequence(self):
-        config = configure("twins", num_classes=6)
+        config = configure(num_classes=6)
         source = self.source()
         whole = self.images_of(data.train_dataset(source, config), 6)
         later = self.images_of(data.train_dataset(source, config, start_batch=4), 2)
@@ -82,16 +84,16 @@ class OrderTest:
         source = self.source()
         source.num_examples = 24
         source.examples = lambda indices: {"images": tf.zeros([8, 32, 32, 3]), "labels": tf.cast(indices, tf.int32)}
-        labels = [batch["labels"].numpy() for batch in data.train_dataset(source, configure("twins", num_classes=24)).take(6)]
+        labels = [batch["labels"].numpy() for batch in data.train_dataset(source, configure(num_classes=24)).take(6)]
         first, second = np.concatenate(labels[:3]), np.concatenate(labels[3:])
         np.testing.assert_array_equal(np.sort(first), np.arange(24))
         np.testing.assert_array_equal(np.sort(second), np.arange(24))
         assert (first != second).any()
-        other = next(iter(data.train_dataset(source, configure("twins", num_classes=24), data_seed=5)))["labels"].numpy()
+        other = next(iter(data.train_dataset(source, configure(num_classes=24), data_seed=5)))["labels"].numpy()
         assert (other != first[:8]).any()
 
     def test_shards_are_the_parts_of_the_whole_batch(self):
-        config, source = configure("twins"), self.source()
+        config, source = configure(), self.source()
         whole = next(iter(data.train_dataset(source, config)))["images"]
         parts = [next(iter(data.train_dataset(source, config, shard=(k, 4))))["images"] for k in range(4)]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
@@ -99,8 +101,7 @@ class OrderTest:
     def test_flips_mirror_about_half_of_the_images_and_others_in_each_batch(self):
         source = self.source()
         batches = [
-            self.images_of(data.train_dataset(source, configure("twins", batch_size=64, horizontal_flip=flip)), 2)
-            for flip in (False, True)
+            self.images_of(data.train_dataset(source, configure(batch_size=64, horizontal_flip=flip)), 2) for flip in (False, True)
         ]
         first, second = ([np.array_equal(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(*batches, strict=True))
         assert first != second
@@ -111,24 +112,24 @@ class OrderTest:
         assert 16 < sum(mirrored) < 48
 
     def test_flips_do_not_depend_on_where_the_sequence_starts_or_who_reads_it(self):
-        config, source = configure("twins", horizontal_flip=True), self.source()
+        config, source = configure(horizontal_flip=True), self.source()
         whole = self.images_of(data.train_dataset(source, config), 4)
         np.testing.assert_array_equal(self.images_of(data.train_dataset(source, config, start_batch=3), 1)[0], whole[3])
         parts = [self.images_of(data.train_dataset(source, config, 3, shard=(k, 2)), 1)[0] for k in range(2)]
         np.testing.assert_array_equal(np.concatenate(parts), whole[3])
 
     def test_another_batch_size_goes_through_the_same_sequence(self):
-        config, source = configure("twins"), self.source()
+        config, source = configure(), self.source()
         eights = self.images_of(data.train_dataset(source, config), 3)
         twelves = self.images_of(data.train_dataset(source, config, batch_size=12), 2)
         np.testing.assert_array_equal(np.concatenate(eights), np.concatenate(twelves))
 
     def test_batch_that_does_not_divide_among_the_workers_is_refused(self):
         with pytest.raises(UserError, match="--batch_size=8 does not divide among 3 workers"):
-            data.train_dataset(self.source(), configure("twins"), shard=(0, 3))
+            data.train_dataset(self.source(), configure(), shard=(0, 3))
 
     def test_some_examples_are_those_that_training_begins_with(self):
-        config = configure("faces", batch_size=100, seed=5)
+        config = configure(batch_size=100, seed=5)
         source = data.open_source(config)
         expected = next(iter(data.train_dataset(source, config)))
         for name, values in data.some_examples(source, config, 100).items():
@@ -147,17 +148,17 @@ class OrderTest:
         source = self.source()
         source.num_examples = count
         source.examples = lambda indices: {"images": tf.zeros([count, 32, 32, 3]), "labels": tf.cast(indices, tf.int32)}
-        for batch in data.train_dataset(source, configure("twins", num_classes=30, batch_size=count)).take(20):
+        for batch in data.train_dataset(source, configure(num_classes=30, batch_size=count)).take(20):
             np.testing.assert_array_equal(np.sort(batch["labels"]), np.arange(count))
 
 
 class NumClassesTest:
     def test_comes_from_the_source_unless_given(self):
-        source = data.open_source(configure("twins"))
-        assert data.num_classes(source, configure("twins")) == 6
-        assert data.num_classes(source, configure("twins", num_classes=0)) == 0
+        source = data.open_source(configure())
+        assert data.num_classes(source, configure()) == 6
+        assert data.num_classes(source, configure(num_classes=0)) == 0
         with pytest.raises(UserError, match="has 6 classes"):
-            data.num_classes(source, configure("twins", num_classes=2))
+            data.num_classes(source, configure(num_classes=2))
 
     def test_classes_that_the_images_cannot_have_are_refused_at_once(self, tmp_path):
         for name in ("a", "b", "c"):
@@ -171,60 +172,18 @@ class NumClassesTest:
         assert data.num_classes(data.open_source(more), more) == 5
 
     def test_unknown_dataset_lists_what_there_is(self):
-        for name in ("foo", "folder:", "twins:3", ""):
-            with pytest.raises(UserError, match="none of faces, twins, folder:PATH, tfrecord:GLOB and tfds:NAME"):
+        for name in ("foo", "folder:", "faces:3", ""):
+            with pytest.raises(UserError, match="none of faces, folder:PATH, tfrecord:GLOB and tfds:NAME"):
                 data.open_source(configure(name))
 
+    def test_dataset_of_version_0_1_that_is_gone_is_named_with_its_remedy(self):
+        with pytest.raises(UserError, match=r"^The dataset twins was removed in 0.2: train on --dataset=faces, into a new"):
+            data.open_source(configure("twins"))
+
     def test_unconditional_labels_are_zero(self):
-        config = configure("twins", num_classes=0)
+        config = configure(num_classes=0)
         batch = next(iter(data.train_dataset(data.open_source(config), config)))
         np.testing.assert_array_equal(batch["labels"], np.zeros(8))
-
-
-class TwinsTest:
-    @pytest.mark.parametrize(("size", "cells"), [(32, 3), (64, 4), (128, 5)])
-    def test_real_images_agree_exactly(self, size, cells):
-        source = data.open_source(configure("twins", image_size=size, twins_cells=cells))
-        batch = source.examples(tf.range(120, dtype=tf.int64))
-        assert batch["images"].shape == (120, size, size, 3)
-        assert -1 <= np.min(batch["images"]) < np.max(batch["images"]) <= 1
-        assert twins.agreement(batch["images"], batch["labels"], cells) == 1.0
-
-    def test_tiles_of_other_images_do_not_agree(self):
-        batch = data.open_source(configure("twins")).examples(tf.range(1200, dtype=tf.int64))
-        pictures = batch["images"].numpy()
-        mixed = np.concatenate([pictures[:, :16], np.roll(pictures, 6, axis=0)[:, 16:]], axis=1)
-        assert abs(twins.agreement(mixed, batch["labels"])) < 0.1
-
-    def test_images_without_variety_score_zero(self):
-        image = data.open_source(configure("twins")).examples(tf.zeros([1], tf.int64))["images"].numpy()
-        assert twins.agreement(np.repeat(image, 20, axis=0)) == 0.0
-
-    def test_score_against_all_pairs_by_hand(self):
-        pictures = RNG.uniform(-1, 1, (5, 32, 32, 3))
-        left, right = twins.tiles(pictures, 3)
-        own = np.mean([np.abs(left[i] - right[i]).mean() for i in range(5)])
-        others = np.mean([np.abs(left[i] - right[j]).mean() for i in range(5) for j in range(5) if i != j])
-        np.testing.assert_allclose(twins.agreement(pictures), 1 - own / others, rtol=1e-12)
-
-    def test_patterns_vary_and_are_never_plain(self):
-        bits = twins.patterns(tf.range(2000, dtype=tf.int64), 0, 2).numpy().reshape(2000, 4)
-        assert ((bits.sum(1) > 0) & (bits.sum(1) < 4)).all()
-        assert len(np.unique(bits, axis=0)) == 14
-        assert (bits != twins.patterns(tf.range(2000, dtype=tf.int64), 1, 2).numpy().reshape(2000, 4)).any()
-
-    def test_a_class_has_one_colour(self):
-        batch = data.open_source(configure("twins")).examples(tf.range(60, dtype=tf.int64))
-        pixels = np.rint((batch["images"].numpy() + 1) * 127.5)
-        for picture, label in zip(pixels, batch["labels"].numpy(), strict=True):
-            found = {tuple(colour) for colour in picture.reshape(-1, 3)}
-            assert found == {twins.GROUND, list(twins.COLOURS.values())[label]}
-
-    def test_impossible_settings_are_refused(self):
-        with pytest.raises(UserError, match="--num_classes=9"):
-            data.open_source(configure("twins", num_classes=9))
-        with pytest.raises(UserError, match="--twins_cells=7"):
-            data.open_source(configure("twins", twins_cells=7))
 
 
 class PreprocessTest:

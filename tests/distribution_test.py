@@ -227,7 +227,7 @@ class MultiWorkerTest:
 
     @pytest.mark.slow
     def test_killed_and_stopped_workers_continue_to_the_same_end(self, tmp_path):
-        flags = ("--dataset=twins", "--image_size=32", "--gf_dim=2", "--df_dim=2", "--z_dim=4", "--attention_resolution=8")
+        flags = ("--dataset=faces", "--image_size=32", "--gf_dim=2", "--df_dim=2", "--z_dim=4", "--attention_resolution=8")
         flags += ("--batch_size=4", "--steps_per_loop=2", "--save_checkpoint_steps=2", "--keep_checkpoints=1000")
         checkpoints = Checkpoints(str(tmp_path / "run"))
         for victim in (1, 0):

@@ -13,7 +13,7 @@ from sagan_tf.runs import evaluation
 from sagan_tf.runs.run import Run
 
 CONFIG = Config(image_size=32, attention_resolution=16)
-PROTOCOL = {"num_samples": 60, "real_images": 80, "dataset": "twins", "classifier": "embedded", "resize": "none"}
+PROTOCOL = {"num_samples": 60, "real_images": 80, "dataset": "faces", "classifier": "faces", "resize": "none"}
 
 
 class KeepTest:

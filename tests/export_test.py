@@ -218,7 +218,7 @@ def export_card(run, *arguments):
 
 
 def record(step, value, **protocol):
-    whole = {"classifier": "embedded", "use_ema": True, "num_samples": 600, **protocol}
+    whole = {"classifier": "faces", "use_ema": True, "num_samples": 600, **protocol}
     return {"step": step, "time": "2026-01-02T03:04:05Z", "values": {"fid": value}, "protocol": whole, "warnings": ["Mind this."]}
 
 
@@ -231,7 +231,7 @@ class ModelCardTest:
         assert "| step | 7 of 1,000,000 |" in card
         assert "moving average of the generator, decay 0.9 |" in card
         assert "at 16x16, pooled keys and values, gamma 0 |" in card
-        assert "| `--dataset` | `folder:a\\|b` | `twins` |" in card
+        assert "| `--dataset` | `folder:a\\|b` | `faces` |" in card
         assert "sagan-train '--dataset=folder:a|b' --image_size=32 " in card
         assert "None are recorded" in card
         assert "tflite" not in card and "onnx" not in card

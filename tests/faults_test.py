@@ -115,7 +115,7 @@ class EvaluationTest:
         for number, image in enumerate(np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8)):
             files.write(str(tmp_path / "images" / f"{number}.png"), pixels.png(image))
         settings = TINY | {"num_classes": 0, "dataset": f"folder:{tmp_path / 'images'}"}
-        settings |= {"train_steps": 2, "eval_every_steps": 2, "classifier": "embedded", "num_samples": 20}
+        settings |= {"train_steps": 2, "eval_every_steps": 2, "classifier": "faces", "num_samples": 20}
         config = Config(model_dir=str(tmp_path), **settings)
         run = train(config)
         (first,) = run.records
@@ -176,7 +176,7 @@ KILLED_WHILE_WRITING = """
 class KillTest:
     FLAGS = (
         *(f"--{name}={value}" for name, value in TINY.items()),
-        "--dataset=twins",
+        "--dataset=faces",
         "--ema_decay=0.5",
         "--deterministic",
         "--steps_per_loop=4",

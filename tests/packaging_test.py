@@ -17,7 +17,7 @@ import importlib.resources, sys
 import sagan_tf
 from sagan_tf.metrics import classifiers
 assert sagan_tf.__file__.startswith(sys.argv[1]), sagan_tf.__file__
-classifiers.load("embedded")
+classifiers.load("faces")
 assert "<html" in (importlib.resources.files("sagan_tf") / "assets" / "attention.html").read_text(encoding="utf-8")
 """
 

@@ -24,7 +24,7 @@ from sagan_tf.runs.run import Run
 from sagan_tf.runs.scalars import read_scalars
 
 CONFIG = Config(image_size=32, gf_dim=2, df_dim=2, z_dim=4, num_classes=3, attention_resolution=8, batch_size=4, deterministic=True)
-PROTOCOL = {"num_samples": 50, "classifier": "embedded", "versions": {"keras": "3"}}
+PROTOCOL = {"num_samples": 50, "classifier": "faces", "versions": {"keras": "3"}}
 LOSSES = {step: 0.1 * step for step in range(10, 60, 10)}
 
 

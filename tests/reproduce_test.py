@@ -17,7 +17,7 @@ from sagan_tf.experiments import suite as suite_lib
 from sagan_tf.runs.checkpoints import Checkpoints
 
 TINY = """
---dataset=twins
+--dataset=faces
 --image_size=32
 --gf_dim=2
 --df_dim=2
@@ -29,7 +29,7 @@ TINY = """
 --save_summaries_steps=20
 --save_samples_steps=20
 --save_checkpoint_steps=5
---classifier=embedded
+--classifier=faces
 --num_samples=70
 --undefok=real_images
 --real_images=80

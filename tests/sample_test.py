@@ -13,7 +13,7 @@ from PIL import Image
 
 from sagan_tf import networks, pixels, sampling, walks
 from sagan_tf.config import Config
-from sagan_tf.data import twins
+from sagan_tf.data import faces
 from sagan_tf.errors import UserError
 from sagan_tf.gallery import bulk, modes
 from sagan_tf.networks import model_state
@@ -21,7 +21,7 @@ from sagan_tf.runs.run import Run, load_run
 from sagan_tf.sampling import Draws, sampler, stream
 
 CONFIG = Config(
-    image_size=32, gf_dim=2, df_dim=2, z_dim=4, num_classes=3, attention_resolution=16, classifier="embedded", batch_size=4
+    image_size=32, gf_dim=2, df_dim=2, z_dim=4, num_classes=3, attention_resolution=16, classifier="faces", batch_size=4
 )
 
 
@@ -207,7 +207,7 @@ class SweepTest:
 class NeighboursTest:
     @pytest.fixture(scope="class")
     def source(self):
-        made = twins.TwinsSource(32)
+        made = faces.FacesSource(32)
         made.num_examples = 200
         return made
 

@@ -17,7 +17,7 @@ from processes import Command
 from sagan_tf.runs.checkpoints import Checkpoints
 
 TINY = [
-    "--dataset=twins",
+    "--dataset=faces",
     "--image_size=32",
     "--gf_dim=2",
     "--df_dim=2",
@@ -74,7 +74,7 @@ def trained(tmp_path_factory):
 class TrainTest:
     def test_says_where_everything_is(self, trained):
         model_dir, result = trained
-        for text in ("Trained to step 8", str(model_dir / "checkpoints"), "sagan-sample", "Agreement of the twins"):
+        for text in ("Trained to step 8", str(model_dir / "checkpoints"), "sagan-sample", "Agreement of the eyes"):
             assert text in result.stdout
         assert os.listdir(model_dir / "samples") == ["00000008.png"]
         assert Image.open(model_dir / "samples" / "00000008.png").size == (8 * 34 + 2, 6 * 34 + 2)
@@ -137,7 +137,7 @@ class SampleTest:
 
 
 class EvaluateTest:
-    FLAGS = ("--classifier=embedded", "--num_samples=60", "--real_images=80", "--eval_batch_size=30")
+    FLAGS = ("--classifier=faces", "--num_samples=60", "--real_images=80", "--eval_batch_size=30")
 
     def records(self, model_dir):
         with open(model_dir / "metrics.jsonl", encoding="utf-8") as file:
@@ -191,7 +191,7 @@ class EvaluateTest:
         assert "TFHUB_CACHE_DIR" in result.stdout
 
     def test_unknown_classifier_is_refused(self, trained):
-        assert "neither inception, embedded" in refused("evaluate", f"--model_dir={trained[0]}", "--classifier=resnet")
+        assert "neither inception, faces" in refused("evaluate", f"--model_dir={trained[0]}", "--classifier=resnet")
 
 
 class RefusalTest:
@@ -210,7 +210,7 @@ class RefusalTest:
             (["--attention_resolution=64"], "--attention_resolution=64 does not occur"),
             (["--dataset=folder:/no/such/folder"], "/no/such/folder does not exist"),
             (["--dataset=tfrecord:/no/such/*.tfrecord"], "no file matches"),
-            (["--dataset=nonsense"], "none of faces, twins, folder:PATH"),
+            (["--dataset=nonsense"], "none of faces, folder:PATH"),
             (["--batch_size=x"], "--batch_size"),
             (["--no_such_flag=1"], "no_such_flag"),
             (["--num_classes=9"], "at most 8 classes"),

@@ -15,7 +15,7 @@ import tensorflow as tf
 from absl import app, flags
 
 from sagan_tf import files
-from sagan_tf.config import Config
+from sagan_tf.config import REMOVED, Config
 from sagan_tf.runs.checkpoints import mismatches
 from sagan_tf.runs.run import Run
 from sagan_tf.training import Trainer
@@ -30,7 +30,7 @@ def main(_: Sequence[str]) -> None:
     with np.load(FLAGS.arrays) as file:
         facts = json.loads(str(file["facts"]))
         values = {name.removeprefix("state/"): file[name] for name in file if name.startswith("state/")}
-    config = Config(**json.loads(facts["config"]))
+    config = Config(**{name: value for name, value in json.loads(facts["config"]).items() if name not in REMOVED})
     if os.path.exists(os.path.join(FLAGS.model_dir, "config.json")):
         raise app.UsageError(f"--model_dir={FLAGS.model_dir} already holds a run: choose another.")
     state = Trainer(config).state()

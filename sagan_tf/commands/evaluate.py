@@ -36,7 +36,7 @@ def define_flags() -> None:
 def main() -> None:
     """Measures a trained generator: Inception Score, FID, KID, precision and recall, and intra-FID on request.
 
-    sagan-evaluate --model_dir=DIR --classifier=embedded --num_samples=5000
+    sagan-evaluate --model_dir=DIR --classifier=faces --num_samples=5000
     sagan-evaluate --model_dir=DIR --intra_fid_samples=500
     sagan-evaluate --model_dir=DIR --watch
     sagan-evaluate --images=GENERATED --against=REAL

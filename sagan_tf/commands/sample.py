@@ -66,7 +66,7 @@ def main() -> None:
     sagan-sample --model_dir=DIR --output=walk.gif --interpolate=z
     sagan-sample --model_dir=DIR --output=classes.png --interpolate=classes --classes=0,3,5
     sagan-sample --model_dir=DIR --output=sweep.png --truncation_sweep=2,1,0.5
-    sagan-sample --model_dir=DIR --output=neighbours.png --neighbours=4 --classifier=embedded
+    sagan-sample --model_dir=DIR --output=neighbours.png --neighbours=4 --classifier=faces
     """
     values: dict[str, Any] = {field.name: FLAGS[field.name].value for field in dataclasses.fields(Request)}
     request = Request(**values)

@@ -16,7 +16,6 @@ from sagan_tf.data.folder import FolderSource
 from sagan_tf.data.loader import recover as user_error
 from sagan_tf.data.tfds import TFDSSource
 from sagan_tf.data.tfrecord import TFRecordSource
-from sagan_tf.data.twins import TwinsSource
 from sagan_tf.errors import UserError
 
 __all__ = ["Source", "eval_dataset", "num_classes", "open_source", "some_examples", "train_dataset", "train_iterator"]
@@ -57,16 +56,16 @@ def open_source(config: Config) -> Source:
     source: Source
     if config.dataset == "faces":
         source = FacesSource(config.image_size, config.num_classes, config.seed)
-    elif config.dataset == "twins":
-        source = TwinsSource(config.image_size, config.twins_cells, config.num_classes, config.seed)
     elif kind == "folder" and rest:
         source = FolderSource(rest, config.image_size, config.skip_corrupt_records)
     elif kind == "tfrecord" and rest:
         source = TFRecordSource(rest, config.image_size, config.num_classes, config.skip_corrupt_records)
     elif kind == "tfds" and rest:
         source = TFDSSource(rest, config)
+    elif config.dataset == "twins":
+        raise UserError("The dataset twins was removed in 0.2: train on --dataset=faces, into a new --model_dir.")
     else:
-        raise UserError(f"--dataset={config.dataset} is none of faces, twins, folder:PATH, tfrecord:GLOB and tfds:NAME.")
+        raise UserError(f"--dataset={config.dataset} is none of faces, folder:PATH, tfrecord:GLOB and tfds:NAME.")
     num_classes(source, config)  # Refuses what does not fit.
     return source
 
@@ -136,7 +135,7 @@ def train_dataset(
         examples = source.examples(_order(numbers, source.num_examples, seed))
         images = tf.ensure_shape(examples["images"], [part, config.image_size, config.image_size, 3])
         if config.horizontal_flip:
-            # Drawn for the whole batch, whichever part of it is wanted. (Seeds from 0 on are those of the twins.)
+            # Drawn for the whole batch, whichever part of it is wanted.
             draws = tf.random.stateless_uniform([batch_size], tf.stack([tf.constant(-1 - seed, tf.int64), number]))
             flip = draws[first : first + part] < 0.5
             # The first W or 1 columns reversed: in one pass, unlike a selection between two batches.

@@ -30,7 +30,6 @@ __all__ = ["Commands", "Stopped", "locked", "run_suite"]
 
 # Curves of a run that are kept in its record, by the tag they have in TensorBoard.
 _CURVES = {
-    "twins/agreement": "agreement",
     "faces/agreement": "agreement",
     "gamma/generator": "gamma_generator",
     "gamma/discriminator": "gamma_discriminator",

@@ -37,11 +37,12 @@ def text(run: Run, trained: Networks, formats: Sequence[str] = ("saved_model",))
         command=reproduce_command(config, f"{run.name}-again"),
         config=config,
         default=Config(),
-        embedded=any(record.protocol.get("classifier") in ("embedded", "faces") for record in measured),
         formats=formats,
         gamma=float(generator.get_layer("attention").gamma) if attentive else None,
         kind=kind,
         labels=", ".join(str(number % max(config.num_classes, 1)) for number in range(4)),
+        # The first is that of version 0.1.
+        own_classifier=any(record.protocol.get("classifier") in ("embedded", "faces") for record in measured),
         parameters=sum(math.prod(weight.shape) for weight in generator.trainable_variables),
         records=[group[-1] for _, group in by_protocol(measured)],
         source=source,

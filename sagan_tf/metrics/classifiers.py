@@ -18,23 +18,15 @@ import tensorflow as tf
 from sagan_tf.config import Config
 from sagan_tf.errors import UserError
 
-__all__ = ["Classifier", "embedded_network", "inception_source", "load", "of", "resize_bilinear"]
+__all__ = ["Classifier", "faces_network", "inception_source", "load", "of", "resize_bilinear"]
 
 # TF-GAN's Inception graph of 2015 (1008 logits, pool_3 of 2048), the one behind the published numbers.
 INCEPTION_HANDLE = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 INCEPTION_SIZE = 299
 
-EMBEDDED_SIZE = 32
-EMBEDDED_WIDTHS = (16, 32, 64)
-EMBEDDED_CLASSES = 6
-EMBEDDED_CELLS = 3
-IRIS_BINS = 6
-# The classifiers that ship with the package: name, the dataset it is trained on.
-EMBEDDED = {"embedded": "twins", "faces": "faces"}
-# How images reach their size, by dataset. Thin lines survive an average over areas, and not the picking of pixels.
-RESIZE = {"twins": "tf1_bilinear", "faces": "area"}
-# What one is trained to tell beside the class, by dataset: the name of that output, its size.
-SECOND_OUTPUT = {"twins": ("patterns", 2 * EMBEDDED_CELLS**2), "faces": ("irises", 2 * IRIS_BINS)}
+# The classifier that ships with the package, for the dataset faces: its weights, what it takes and tells.
+FACES_FILE = "faces_classifier.npz"
+FACES_SIZE, FACES_CLASSES, IRIS_BINS = 32, 6, 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +78,7 @@ def load(name: str, logits: str = "logits", pool: str = "pool_3", input_size: in
     """Returns a classifier.
 
     Args:
-      name: `inception`, `embedded` (for twins), `faces`, or the directory of a SavedModel.
+      name: `inception`, `faces`, or the directory of a SavedModel.
       logits: output of a SavedModel with the logits.
       pool: output of a SavedModel with the features.
       input_size: height and width that a SavedModel takes; `inception` takes 299.
@@ -94,13 +86,15 @@ def load(name: str, logits: str = "logits", pool: str = "pool_3", input_size: in
     Raises:
       UserError: if it cannot be found or has other outputs.
     """
-    if name in EMBEDDED:
-        return _embedded(name)
+    if name == "faces":
+        return _faces()
+    if name == "embedded":
+        raise UserError("The classifier embedded was removed in 0.2, with the dataset twins: pass --classifier=faces.")
     if name == "inception":
         path = _resolve_inception()
         return _saved_model("inception", path, "logits", "pool_3", INCEPTION_SIZE)
     if not os.path.isdir(name):
-        raise UserError(f"--classifier={name} is neither inception, embedded, faces, nor the directory of a SavedModel.")
+        raise UserError(f"--classifier={name} is neither inception, faces, nor the directory of a SavedModel.")
     return _saved_model(name, name, logits, pool, input_size)
 
 
@@ -191,43 +185,32 @@ def _saved_model(name: str, path: str, logits: str, pool: str, size: int) -> Cla
     return Classifier(name, run, _digest_directory(path), f"tf1_bilinear_{size}")
 
 
-def embedded_file(dataset: str) -> str:
-    """Returns the name of the file with the weights of the embedded classifier of a dataset."""
-    return f"{dataset}_classifier.npz"
+def faces_network() -> keras.Model:
+    """Returns the untrained classifier of `faces`: images of 32 px to class logits, features, and logits of iris hues.
 
-
-def embedded_network(dataset: str) -> keras.Model:
-    """Returns the untrained embedded classifier: images of 32 px to class logits, features, and logits of what comes twice.
-
-    On `twins` it is trained to name the class and both tiles' patterns, cell by cell; on `faces`, the expression
-    and the hue of both irises, in six bins. So its features see what agreement is about
-    (`tools/train_embedded_classifier.py`).
+    It is trained to name the expression and the hue of each iris, in six bins, so that its features see what
+    agreement is about (`tools/train_faces_classifier.py`).
     """
-    images = x = keras.Input((EMBEDDED_SIZE, EMBEDDED_SIZE, 3), name="images")
-    for number, width in enumerate(EMBEDDED_WIDTHS):
+    images = x = keras.Input((FACES_SIZE, FACES_SIZE, 3), name="images")
+    for number, width in enumerate((16, 32, 64)):
         x = keras.layers.Conv2D(width, 3, strides=2, padding="same", activation="relu", name=f"conv_{number}")(x)
     x = keras.layers.Flatten(name="flatten")(x)
     features = keras.layers.Dense(64, activation="relu", name="features")(x)
-    logits = keras.layers.Dense(EMBEDDED_CLASSES, name="logits")(features)
-    name, size = SECOND_OUTPUT[dataset]
-    second = keras.layers.Dense(size, name=name)(features)
-    return keras.Model(images, [logits, features, second], name=f"{dataset}_classifier")
+    logits = keras.layers.Dense(FACES_CLASSES, name="logits")(features)
+    irises = keras.layers.Dense(2 * IRIS_BINS, name="irises")(features)
+    return keras.Model(images, [logits, features, irises], name="faces_classifier")
 
 
-def _embedded(name: str) -> Classifier:
-    dataset = EMBEDDED[name]
-    content = importlib.resources.files("sagan_tf").joinpath("assets").joinpath(embedded_file(dataset)).read_bytes()
-    model = embedded_network(dataset)
+def _faces() -> Classifier:
+    content = importlib.resources.files("sagan_tf").joinpath("assets").joinpath(FACES_FILE).read_bytes()
+    model = faces_network()
     weights = np.load(io.BytesIO(content))
     model.set_weights([weights[variable.path].astype(np.float32) for variable in model.variables])
 
     @tf.function(reduce_retracing=True)
     def run(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        if RESIZE[dataset] == "area":
-            images = tf.image.resize(images, [EMBEDDED_SIZE, EMBEDDED_SIZE], method="area")
-        else:
-            images = resize_bilinear(images, EMBEDDED_SIZE)
-        logits, features, _ = model(images, training=False)
+        # Thin lines survive an average over areas, and not the picking of pixels.
+        logits, features, _ = model(tf.image.resize(images, [FACES_SIZE, FACES_SIZE], method="area"), training=False)
         return logits, features
 
-    return Classifier(name, run, hashlib.sha256(content).hexdigest()[:16], f"{RESIZE[dataset]}_{EMBEDDED_SIZE}")
+    return Classifier("faces", run, hashlib.sha256(content).hexdigest()[:16], f"area_{FACES_SIZE}")

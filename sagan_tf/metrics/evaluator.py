@@ -92,7 +92,7 @@ class Evaluator:
     """Measures generated images against one set of real ones, as often as you like.
 
     ```python
-    evaluator = Evaluator(source, classifiers.load("embedded"), Protocol(num_samples=5000))
+    evaluator = Evaluator(source, classifiers.load("faces"), Protocol(num_samples=5000))
     record = evaluator.measure(sampling.sampler(generator, config))
     ```
 

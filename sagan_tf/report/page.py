@@ -35,7 +35,6 @@ _LAST_VALUES = {
     "gamma/discriminator": "gamma of the discriminator",
     "samples/diversity": "diversity of the samples",
     "faces/agreement": "agreement of the eyes",
-    "twins/agreement": "agreement of the twins",
 }
 _LOWER_IS_BETTER = ("fid", "intra_fid", "intra_fid_worst_class", "kid")
 # Not a result of the model: it has no best.

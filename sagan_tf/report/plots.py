@@ -26,7 +26,6 @@ PANELS = (
     ("Precision, recall, density, coverage", "", r"metrics/(precision|recall|density|coverage)"),
     ("Diversity", "1: as varied as the real images", r"samples/diversity"),
     ("Agreement of the eyes", "1: alike, 0: by chance", r"faces/agreement"),
-    ("Agreement of the twins", "1: alike, 0: by chance", r"twins/agreement"),
     ("Losses", "", r"training/(generator|discriminator)_loss\w*"),
     ("Logits of the discriminator", "positive: taken for real", r"logits/.*"),
     ("Gamma of the attention blocks", "0: switched off", r"gamma/.*"),

@@ -12,17 +12,15 @@ from tqdm import tqdm
 
 from sagan_tf import data, files, pixels, sampling
 from sagan_tf.config import Config
-from sagan_tf.data import faces, twins
+from sagan_tf.data import faces
 from sagan_tf.errors import UserError
 from sagan_tf.networks import spectral_norms
 from sagan_tf.runs.diagnosis import HEALTHY_DIVERSITY, Diagnosis, deviation_over_z
 from sagan_tf.runs.run import Run
 from sagan_tf.training import METRICS, Trainer
 
-__all__ = ["AGREEING", "Evaluations", "Hook", "Progress", "SampleGrids", "Summaries", "Training", "agreement", "standard_hooks"]
+__all__ = ["Evaluations", "Hook", "Progress", "SampleGrids", "Summaries", "Training", "agreement", "standard_hooks"]
 
-# The generated datasets whose images carry something twice, and what that is.
-AGREEING = {"faces": "eyes", "twins": "twins"}
 _AGREEMENT_SAMPLES = 512
 # With which the samples' variety is compared. At 256 px they are 400 MB, and are held twice for a moment.
 _REAL_IMAGES = 512
@@ -233,9 +231,9 @@ class SampleGrids(Hook):
         diversity = deviation / self._real_deviation if self._real_deviation else float("nan")
         scores = {"samples/deviation_over_z": deviation, "samples/diversity": diversity}
         shown = {"diversity": f"{diversity:.2f}"}
-        if what := AGREEING.get(run.config.dataset):
-            score = scores[f"{run.config.dataset}/agreement"] = agreement(generator, run.config)
-            shown[f"agreement of the {what}"] = f"{score:.3f}"
+        if run.config.dataset == "faces":
+            score = scores["faces/agreement"] = agreement(generator, run.config)
+            shown["agreement of the eyes"] = f"{score:.3f}"
         self._progress.show(step, shown)
         with files.told(f"Samples of step {step} cannot be written"):
             run.save_grid(step, sheet)
@@ -250,11 +248,11 @@ class SampleGrids(Hook):
 
 
 def agreement(generator: keras.Model, config: Config) -> float:
-    """Returns the agreement score of a generator's samples, for a run on a dataset that is in `AGREEING`."""
+    """Returns how well the eyes of a generator's samples match, for a run on `faces`."""
     z = tf.random.stateless_normal([_AGREEMENT_SAMPLES, config.z_dim], [config.seed, -2])
     labels = np.arange(_AGREEMENT_SAMPLES, dtype=np.int32) % max(config.num_classes, 1)
     images = sampling.generate(generator, z, labels)
-    return faces.agreement(images, labels) if config.dataset == "faces" else twins.agreement(images, labels, config.twins_cells)
+    return faces.agreement(images, labels)
 
 
 class Evaluations(Hook):
