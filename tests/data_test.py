@@ -92,6 +92,22 @@ class OrderTest:
         other = next(iter(data.train_dataset(source, configure(num_classes=24), data_seed=5)))["labels"].numpy()
         assert (other != first[:8]).any()
 
+    @pytest.mark.parametrize("count", [3812, 50_000])
+    def test_batches_hold_the_classes_as_evenly_as_chance_would(self, count):
+        source, counts = self.source(), []
+        source.num_examples = count
+        # Sorted by class, as folders are.
+        source.examples = lambda indices: {
+            "images": tf.zeros([32, 32, 32, 3]),
+            "labels": tf.cast(indices * 10 // count, tf.int32),
+        }
+        for seed in range(8):
+            batches = data.train_dataset(source, configure(batch_size=32, num_classes=10, seed=seed)).take(119)
+            counts += [np.bincount(batch["labels"], minlength=10) for batch in batches]
+        chi_square = np.sum((np.array(counts) - 3.2) ** 2 / 3.2, axis=1)
+        # Of 9 degrees of freedom, variance 18, and nearly independent batches.
+        assert abs(chi_square.mean() - 9) < 4 * np.sqrt(18 / len(chi_square))
+
     def test_shards_are_the_parts_of_the_whole_batch(self):
         config, source = configure(), self.source()
         whole = next(iter(data.train_dataset(source, config)))["images"]

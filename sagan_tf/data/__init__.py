@@ -96,7 +96,7 @@ def _order(numbers: tf.Tensor, num_examples: int, seed: int) -> tf.Tensor:
     epoch, place = numbers // num_examples, numbers % num_examples
     # The op behind tf.random.experimental.index_shuffle, which takes a seed for each index: (seed, epoch).
     seeds = tf.stack([tf.zeros_like(epoch), tf.zeros_like(epoch) + seed, epoch], axis=1)
-    return tf.raw_ops.RandomIndexShuffle(index=place, seed=seeds, max_index=tf.cast(num_examples - 1, tf.int64), rounds=4)
+    return tf.raw_ops.RandomIndexShuffle(index=place, seed=seeds, max_index=tf.cast(num_examples - 1, tf.int64), rounds=8)
 
 
 def train_dataset(
