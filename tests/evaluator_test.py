@@ -193,10 +193,29 @@ class RecordTest:
         assert "note: 50 generated images" in str(record)
         assert "; moving batch norm; truncation none; seed 3)" in str(record)
 
+    def test_says_how_many_show_the_class_that_was_asked_for(self, classifier, source, cache):
+        # Samples of the classes 0 and 1 show the next class from number 30 on, those of class 5 always.
+        in_turn = list(enumerate([*range(6)] * 10))
+        wrong = [label + (label == 5 or (label < 2 and number >= 30)) for number, label in in_turn]
+        images, labels = more_images(120)
+        pictures = np.stack([images[labels == label % 6][number // 6] for number, label in enumerate(wrong)])
+        evaluator = Evaluator(source, classifier, Protocol(num_samples=60, manifold=False), cache)
+        values = evaluator.measure(showing(pictures)).values
+        assert values["class_accuracy"] == pytest.approx(40 / 60)
+        assert values["class_accuracy_worst_class"] == 0.0
+
+    def test_class_accuracy_is_left_out_where_classes_are_others(self, classifier, source, cache):
+        pictures, protocol = more_images(60)[0], Protocol(num_samples=60, manifold=False)
+        others = make_source(100)
+        others.class_names = ("a", "b", "c", "d", "e", "f")
+        for real, generated in ((others, showing(pictures)), (source, showing(pictures, num_classes=0))):
+            assert "class_accuracy" not in Evaluator(real, classifier, protocol).measure(generated).values
+
     def test_too_few_images_for_neighbours_leave_those_metrics_out(self, classifier, source, cache):
         evaluator = Evaluator(source, classifier, Protocol(num_samples=scores.NEIGHBOURS), cache)
         record = evaluator.measure(showing(more_images(scores.NEIGHBOURS)[0]))
-        assert set(record.values) == {"fid", "inception_score", "inception_score_real"}
+        accuracy = {"class_accuracy", "class_accuracy_worst_class"}
+        assert set(record.values) == {"fid", "inception_score", "inception_score_real"} | accuracy
         assert any("need more than 5 images" in warning for warning in record.warnings)
 
     def test_labels_of_unlabelled_images_are_not_looked_at(self, classifier):

@@ -35,8 +35,8 @@ def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns images `[B, 32, 32, 3]` with some noise, classes `[B]`, and the bins of both irises' hues `[B, 2]`."""
     size = classifiers.FACES_SIZE
     indices = tf.range(2 * BATCH_SIZE, dtype=tf.int64) + step * 2 * BATCH_SIZE
-    classes = faces.labels(indices[:BATCH_SIZE], classifiers.FACES_CLASSES)
-    alike = tf.range(BATCH_SIZE) // classifiers.FACES_CLASSES % 2 == 0
+    classes = faces.labels(indices[:BATCH_SIZE], len(faces.EXPRESSIONS))
+    alike = tf.range(BATCH_SIZE) // len(faces.EXPRESSIONS) % 2 == 0
     halves = {name: tf.split(values, 2) for name, values in faces.traits(indices, SEED).items()}
     first, other = ({name: half[i] for name, half in halves.items()} for i in (0, 1))
     second = {name: tf.where(alike, first[name], other[name]) if name in faces.EYE_TRAITS else first[name] for name in first}

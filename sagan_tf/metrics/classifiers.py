@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from sagan_tf.config import Config
+from sagan_tf.data.faces import EXPRESSIONS
 from sagan_tf.errors import UserError
 
 __all__ = ["Classifier", "faces_network", "inception_source", "load", "of", "resize_bilinear"]
@@ -26,7 +27,7 @@ INCEPTION_SIZE = 299
 
 # The classifier that ships with the package, for the dataset faces: its weights, what it takes and tells.
 FACES_FILE = "faces_classifier.npz"
-FACES_SIZE, FACES_CLASSES, IRIS_BINS = 32, 6, 6
+FACES_SIZE, IRIS_BINS = 32, 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Classifier:
       run: images `[N, H, W, 3]` float32 in [-1, 1] to (`logits` `[N, K]`, `pool` `[N, D]`), float32.
       digest: SHA-256 of its weights, the first 16 hex digits.
       resize: how images are brought to its input size.
+      class_names: what its logits stand for, in their order; empty: not known.
     """
 
     name: str
     run: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
     digest: str
     resize: str
+    class_names: tuple[str, ...] = ()
 
     def protocol(self) -> dict[str, str]:
         """Returns what identifies it in a result."""
@@ -196,7 +199,7 @@ def faces_network() -> keras.Model:
         x = keras.layers.Conv2D(width, 3, strides=2, padding="same", activation="relu", name=f"conv_{number}")(x)
     x = keras.layers.Flatten(name="flatten")(x)
     features = keras.layers.Dense(64, activation="relu", name="features")(x)
-    logits = keras.layers.Dense(FACES_CLASSES, name="logits")(features)
+    logits = keras.layers.Dense(len(EXPRESSIONS), name="logits")(features)
     irises = keras.layers.Dense(2 * IRIS_BINS, name="irises")(features)
     return keras.Model(images, [logits, features, irises], name="faces_classifier")
 
@@ -213,4 +216,4 @@ def _faces() -> Classifier:
         logits, features, _ = model(tf.image.resize(images, [FACES_SIZE, FACES_SIZE], method="area"), training=False)
         return logits, features
 
-    return Classifier("faces", run, hashlib.sha256(content).hexdigest()[:16], f"area_{FACES_SIZE}")
+    return Classifier("faces", run, hashlib.sha256(content).hexdigest()[:16], f"area_{FACES_SIZE}", EXPRESSIONS)

@@ -220,6 +220,9 @@ class Evaluator:
         }
         if count % 10 == 0:
             values["inception_score_10_splits"] = scores.inception_score(logits, splits=10)
+        names = self.source.class_names
+        if isinstance(generated, Sampler) and names and names == self.classifier.class_names[: generated.num_classes]:
+            values |= scores.class_accuracy(logits, np.arange(count) % generated.num_classes)
         if self.protocol.manifold and self._has_neighbours:
             kept = pools[: statistics.KEPT_ACTIVATIONS]
             values["kid"] = scores.kernel_distance(real.activations, kept)

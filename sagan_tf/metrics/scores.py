@@ -13,7 +13,16 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-__all__ = ["NEIGHBOURS", "Moments", "frechet_distance", "inception_score", "kernel_distance", "manifold_metrics", "tfgan"]
+__all__ = [
+    "NEIGHBOURS",
+    "Moments",
+    "class_accuracy",
+    "frechet_distance",
+    "inception_score",
+    "kernel_distance",
+    "manifold_metrics",
+    "tfgan",
+]
 
 _MODULE = "tensorflow_gan.python.eval.classifier_metrics"
 # k of precision, recall, density and coverage.
@@ -54,6 +63,21 @@ def _check(**arrays: np.ndarray) -> None:
             raise ValueError(f"{name} must be [N, D] with N of at least 2, not {array.shape}")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds values that are not finite")
+
+
+def class_accuracy(logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """Share of the images that a classifier puts in the class they were generated for.
+
+    Args:
+      logits: `[N, K]`, of a classifier that tells these classes apart.
+      labels: int `[N]`, the classes asked for.
+
+    Returns:
+      `class_accuracy`, of all images, and `class_accuracy_worst_class`, the least of a class.
+    """
+    right, labels = np.argmax(np.asarray(logits), axis=1) == labels, np.asarray(labels)
+    of_classes = [right[labels == label].mean() for label in np.unique(labels)]
+    return {"class_accuracy": float(right.mean()), "class_accuracy_worst_class": float(min(of_classes))}
 
 
 def inception_score(logits: ArrayLike, splits: int = 1) -> float:

@@ -24,6 +24,7 @@ PANELS = (
     ("Inception Score", "", r"metrics/inception_score\w*"),
     ("KID", "", r"metrics/kid"),
     ("Precision, recall, density, coverage", "", r"metrics/(precision|recall|density|coverage)"),
+    ("Class accuracy", "", r"metrics/class_accuracy\w*"),
     ("Diversity", "1: as varied as the real images", r"samples/diversity"),
     ("Agreement of the eyes", "1: alike, 0: by chance", r"faces/agreement"),
     ("Losses", "", r"training/(generator|discriminator)_loss\w*"),
