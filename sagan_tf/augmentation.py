@@ -36,7 +36,8 @@ def augment(images: Any, draws: Any, policies: str) -> Any:
       ValueError: if a policy is unknown, or the draws have another shape.
     """
     images, draws = (ops.cast(ops.convert_to_tensor(values), "float32") for values in (images, draws))
-    if tuple(draws.shape) != (images.shape[0], DRAWS):
+    # Where several machines train, a graph does not know the number of real images. It knows that of the draws.
+    if images.shape[0] not in (None, draws.shape[0]) or draws.shape[1:] != (DRAWS,):
         raise ValueError(f"draws must be [{images.shape[0]}, {DRAWS}], not {list(draws.shape)}")
     for name in policies.split(",") if policies else ():
         if name not in _POLICIES:
@@ -57,7 +58,7 @@ def _color(images, draws):
 
 def _translation(images, draws):
     """Moves images by a whole number of pixels, up to an eighth of the size each way; zeros move in."""
-    batch, height, width, channels = images.shape
+    _, height, width, channels = images.shape
     origins, inside = [], []
     for size, draw in ((height, draws[:, _TRANSLATION]), (width, draws[:, _TRANSLATION + 1])):
         most = (size + 4) // 8  # To the nearest.
@@ -66,7 +67,7 @@ def _translation(images, draws):
         origins.append(origin % size)
     # What leaves at one side comes in at the other, and the mask takes it away. So each pixel is read once: the gradient of the
     # gathering adds nothing up, which a GPU would do in any order.
-    first = height * width * ops.arange(batch, dtype="int32")
+    first = height * width * ops.arange(draws.shape[0], dtype="int32")
     places = first[:, None, None] + width * origins[0][:, :, None] + origins[1][:, None]
     moved = ops.take(ops.reshape(images, (-1, channels)), places, axis=0)
     return moved * _mask(*inside)

@@ -138,8 +138,9 @@ class PolicyTest:
             augment(pictures(2), numbers(2), "color,flip")
 
     def test_other_draws_are_refused(self):
-        with pytest.raises(ValueError, match=r"draws must be \[2, 7\], not \[1, 7\]"):
-            augment(pictures(2), numbers(1), "color")
+        for draws, shape in ((numbers(1), "1, 7"), (numbers(2)[:, 1:], "2, 6")):
+            with pytest.raises(ValueError, match=rf"draws must be \[2, 7\], not \[{shape}\]"):
+                augment(pictures(2), draws, "color")
 
 
 class GradientTest:

@@ -92,6 +92,16 @@ class AugmentationTest:
     def logits(self, trainer, images, labels, draws, training):
         return trainer.discriminator([tf.constant(expected(images, draws, ALL), tf.float32), labels], training=training)
 
+    def test_graph_need_not_know_the_number_of_images(self):
+        """As where several processes train."""
+        images, draws = (
+            np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)),
+            np.random.default_rng(1).random((3, augmentation.DRAWS)),
+        )
+        signature = [tf.TensorSpec([None, 16, 16, 3]), tf.TensorSpec(draws.shape)]
+        found = tf.function(lambda *values: augmentation.augment(*values, ALL), signature)(*map(np.float32, (images, draws)))
+        np.testing.assert_allclose(found, expected(np.float32(images), np.float32(draws), ALL), rtol=0, atol=2e-6)
+
     def test_generator_learns_from_augmented_images(self):
         trainer, other = Trainer(small(**AUGMENTED)), Trainer(small(**AUGMENTED))
         _, labels, z, _ = inputs(trainer.config)
