@@ -27,12 +27,12 @@ SMILE, SAD, FLAT, SURPRISED, LAUGH, SMIRK = range(len(EXPRESSIONS))
 
 # In half widths. Every one of the places is a whole pixel at 32 px, and so at its multiples.
 EYE_X, EYE_Y = 5 / 16, -1 / 16
-EYE_PATCH = 4 / 16  # Half the side of the square that an eye is drawn in.
-EYE_WIDTH, EYE_HEIGHT = 3.6 / 16, 3.2 / 16  # Half axes of the white.
-IRIS, PUPIL, GLINT = 2.2 / 16, 0.85 / 16, 0.5 / 16  # Radii.
-GAZE_X, GAZE_Y = 1.3 / 16, 0.8 / 16  # How far an iris moves from the middle of its eye.
+EYE_PATCH = 5 / 16  # Half the side of the square that an eye is drawn in.
+EYE_WIDTH, EYE_HEIGHT = 4.7 / 16, 4.4 / 16  # Half axes of the white.
+IRIS, PUPIL, GLINT = 3.7 / 16, 1.2 / 16, 0.7 / 16  # Radii.
+GAZE_X, GAZE_Y = 1.1 / 16, 0.8 / 16  # How far an iris moves from the middle of its eye.
 # Top, bottom and half the width of the part that mouths are drawn in, right below the eyes' squares.
-MOUTH_BOX = (3 / 16, 15 / 16, 9 / 16)
+MOUTH_BOX = (4 / 16, 15 / 16, 9 / 16)
 
 EDGE = 1.5  # Pixels over which an edge goes from one colour to the other.
 # Up to this size, what would be smaller than a pixel or two is left out: ears, nose, cheeks, lids, glints and tongues.
@@ -47,7 +47,7 @@ TRAITS = (
     *("face_width", "face_height", "face_top", "jaw"),
     *("hair_kind", "hair_hue", "hair_saturation", "hair_value", "hair_length", "hair_volume"),
     *("hairline", "hairline_slant", "hairline_curve"),
-    *("mouth_hue", "mouth_saturation", "mouth_value", "mouth_width", "mouth_height", "mouth_bend", "mouth_side"),
+    *("mouth_hue", "mouth_saturation", "mouth_value", "mouth_width", "mouth_height", "mouth_bend"),
 )
 
 # RGB from 0 to 1, light to deep; a tone lies between two neighbours.
@@ -176,7 +176,7 @@ def _eye(t: Mapping[str, tf.Tensor], size: int) -> tuple[tf.Tensor, tf.Tensor]:
     colour = _over(colour, tf.constant((0.05, 0.04, 0.06)), _cover(radius - PUPIL, size))
     if size <= PLAIN_SIZE:
         return colour, _cover(white, size)
-    glint = tf.sqrt(tf.square(x + 0.8 / 16) + tf.square(y + 0.8 / 16)) - GLINT
+    glint = tf.sqrt(tf.square(x + 1.2 / 16) + tf.square(y + 1.2 / 16)) - GLINT
     colour = _over(colour, tf.ones([3]), _cover(glint, size))
     # The upper lid: a dark edge, thickest in the middle.
     lash = -white - 0.45 / 16 * tf.clip_by_value(-1.5 * axis / EYE_HEIGHT, -1.0, 1.0)[None, :, None]
@@ -190,13 +190,12 @@ def _mouth(t: Mapping[str, tf.Tensor], classes: tf.Tensor, lips: tf.Tensor, size
     x, y = _axis(-half, half, size)[None, None, :], _axis(top, bottom, size)[None, :, None]
     is_class = [(classes == label)[:, None, None] for label in range(len(EXPRESSIONS))]
     wide, bend = t["mouth_width"], t["mouth_bend"]
-    y = y - _between(t["mouth_height"], 0.48, 0.56)
+    y = y - _between(t["mouth_height"], 0.54, 0.58)
 
-    # A line, by its height above the middle at x: bent down, up, or not at all; for a smirk, up at one end.
-    width = _between(wide, 0.27, 0.39)
-    bends = tf.where(is_class[SMILE], _between(bend, 0.16, 0.26), tf.where(is_class[SAD], -_between(bend, 0.16, 0.26), 0.0))
-    side = tf.where(t["mouth_side"] < 0.5, -1.0, 1.0)[:, None, None]
-    rise = tf.where(is_class[SMIRK], side * _between(bend, 0.11, 0.17), 0.0)
+    # A line, by its height above the middle at x: bent down, up, or not at all; for a smirk, up at the right end.
+    width = _between(wide, 0.34, 0.42)
+    bends = tf.where(is_class[SMILE], _between(bend, 0.22, 0.30), tf.where(is_class[SAD], -_between(bend, 0.22, 0.30), 0.0))
+    rise = tf.where(is_class[SMIRK], _between(bend, 0.18, 0.22), 0.0)
     curl = tf.where(is_class[SMIRK], _between(bend, 0.05, 0.10), 0.0)
     bends += curl
     at = x + 0.0 * y
@@ -205,13 +204,13 @@ def _mouth(t: Mapping[str, tf.Tensor], classes: tf.Tensor, lips: tf.Tensor, size
         slope = -(2 * bends * at + rise) / width
         dx, dy = x - at * width, y + bends * (at * at - 0.5) + rise * at
         at = at * width + (dx + dy * slope) / (1 + slope * slope)
-    line = tf.sqrt(dx * dx + dy * dy) - _between(t["mouth_value"], 0.050, 0.070)
+    line = tf.sqrt(dx * dx + dy * dy) - _between(t["mouth_value"], 0.070, 0.085)
 
     # An open mouth: an ellipse, or for a laugh the part of one below a line.
     laugh = is_class[LAUGH]
-    width = tf.where(laugh, _between(wide, 0.30, 0.41), _between(wide, 0.14, 0.20))
-    high = tf.where(laugh, _between(bend, 0.30, 0.38), _between(bend, 0.18, 0.25))
-    y = y + tf.where(laugh, 0.14, 0.0)
+    width = tf.where(laugh, _between(wide, 0.36, 0.44), _between(wide, 0.17, 0.22))
+    high = tf.where(laugh, _between(bend, 0.38, 0.44), _between(bend, 0.22, 0.27))
+    y = y + tf.where(laugh, 0.18, 0.0)
     edge = tf.where(laugh, 0.02 - y + 0.25 * tf.square(x), -1.0)
     hole = tf.maximum(_ellipse(x, y, width, high), edge)
     is_open = laugh | is_class[SURPRISED]
@@ -265,13 +264,13 @@ def render(t: Mapping[str, tf.Tensor], classes: tf.Tensor, image_size: int) -> t
     image = _over(_wide(first), _wide(second), part)
 
     # The head: an ellipse that narrows to the chin, lit from above and darker towards its edge.
-    width, height = _between(t["face_width"], 0.64, 0.78), _between(t["face_height"], 0.74, 0.86)
+    width, height = _between(t["face_width"], 0.64, 0.78), _between(t["face_height"], 0.80, 0.90)
     down = y - _between(t["face_top"], 0.00, 0.08)
     narrow = width * (1.0 - _between(t["jaw"], 0.0, 0.25) * tf.nn.relu(down))
     face = _ellipse(x, down, narrow, height)
     round_off = tf.square(tf.nn.relu(1.0 + face * 2.2))
     light = (1.04 - 0.08 * down - 0.20 * round_off)[..., None]
-    volume = _between(t["hair_volume"], 0.05, 0.17)
+    volume = _between(t["hair_volume"], 0.05, 0.13)
     # Behind the face, hair falls straight from its widest place to its length: the ears, the chin, or beyond the image.
     length = t["hair_length"]
     end = tf.where(length < 0.35, -0.15 + length, tf.where(length < 0.65, 0.05 + length, 2.0))[:, None, None]
