@@ -213,7 +213,7 @@ class RefusalTest:
             (["--dataset=nonsense"], "none of faces, folder:PATH"),
             (["--batch_size=x"], "--batch_size"),
             (["--no_such_flag=1"], "no_such_flag"),
-            (["--num_classes=9"], "at most 8 classes"),
+            (["--num_classes=9"], "at most 6 classes"),
             (["--flagfile=/no/such/file.cfg"], "/no/such/file.cfg"),
             (["--tpu=nowhere", "--distribution=tpu"], "TPU"),
         ],

@@ -58,7 +58,7 @@ HAIRS = ((0.13, 0.11, 0.13), (0.30, 0.18, 0.11), (0.48, 0.27, 0.14), (0.74, 0.31
 HUES = (0.0, 0.075, 0.145, 0.34, 0.50, 0.62, 0.76, 0.90, 1.0)
 FANCIFUL_SKIN, FANCIFUL_HAIR = 0.2, 0.45  # The share of images with a colour of any hue.
 LASHES = (0.16, 0.10, 0.12)
-INSIDE, TEETH, TONGUE = (0.30, 0.06, 0.10), (0.98, 0.96, 0.93), (0.90, 0.40, 0.45)
+INSIDE, TEETH, TONGUE = (0.30, 0.06, 0.10), (0.98, 0.96, 0.93), (0.70, 0.24, 0.30)
 
 
 def _mix(number: tf.Tensor) -> tf.Tensor:
@@ -217,7 +217,7 @@ def _mouth(t: Mapping[str, tf.Tensor], classes: tf.Tensor, lips: tf.Tensor, size
     colour = _over(_wide(lips), tf.constant(INSIDE), _cover(tf.where(is_open, hole + 0.045, 1.0), size))
     inner = tf.where(laugh, hole + 0.045, 1.0)
     if size > PLAIN_SIZE:
-        tongue = tf.maximum(inner, _ellipse(x, y - high, width * 0.7, high * 0.45))
+        tongue = tf.maximum(inner, _ellipse(x, y - high, width * 0.6, high * 0.35))
         colour = _over(colour, tf.constant(TONGUE), _cover(tongue, size))
     colour = _over(colour, tf.constant(TEETH), _cover(tf.maximum(inner, -edge - 0.12), size))
     return colour, _cover(tf.where(is_open, hole, line), size)
