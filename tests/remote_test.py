@@ -206,7 +206,7 @@ class ReadTest:
     def test_evaluate_with_a_cache(self, trained, caplog):
         cache = "ram://bucket/cache"
         protocol = metrics.Protocol(num_samples=10, real_images=20, manifold=False, intra_fid_samples=4)
-        run, evaluator = evaluation.prepare(trained.config.replace(classifier="embedded", stats_cache=cache), protocol)
+        run, evaluator = evaluation.prepare(trained.config.replace(classifier="faces", stats_cache=cache), protocol)
         record, _ = evaluation.evaluate_run(run, evaluator, Draws())
         assert run.records == [record]
         assert run.checkpoints.pinned() == {2}
