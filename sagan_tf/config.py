@@ -291,11 +291,14 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool):
         raise UserError(f"--{field.name}={value!r} is not {description}.")
     choices, several = field.metadata["choices"], field.metadata["several"]
-    named = str(value).split(",") if several and value else []
-    if not several and choices and value not in choices:
+    if several:
+        named = str(value).split(",") if value else []
+        if len(set(named) & set(choices)) < len(named):
+            raise UserError(
+                f"--{field.name}={value} must name some of {', '.join(choices)}, none twice, with commas alone between."
+            )
+    elif choices and value not in choices:
         raise UserError(f"--{field.name}={value} is not one of {', '.join(map(str, choices))}.")
-    if len(set(named) & set(choices)) < len(named):
-        raise UserError(f"--{field.name}={value} must name some of {', '.join(choices)}, none twice, with commas alone between.")
     bounds = bounds | field.metadata["bounds"]
     for names in (("at_least", "above", "below"), ("at_most",)):
         limits = {name: bounds[name] for name in names if name in bounds}

@@ -1,4 +1,4 @@
-"""Inception Score, FID and KID by TF-GAN; precision, recall, density and coverage beside them.
+"""Inception Score, FID and KID by TF-GAN; precision, recall, density, coverage and class accuracy beside them.
 
 The only module that imports TF-GAN. All functions take arrays of classifier outputs and return
 Python floats; what was measured, and how, is the business of `evaluator.py`.
@@ -75,7 +75,9 @@ def class_accuracy(logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     Returns:
       `class_accuracy`, of all images, and `class_accuracy_worst_class`, the least of a class.
     """
-    right, labels = np.argmax(np.asarray(logits), axis=1) == labels, np.asarray(labels)
+    found, labels = np.asarray(logits), np.asarray(labels)
+    _check(logits=found)
+    right = np.argmax(found, axis=1) == labels
     of_classes = [right[labels == label].mean() for label in np.unique(labels)]
     return {"class_accuracy": float(right.mean()), "class_accuracy_worst_class": float(min(of_classes))}
 
