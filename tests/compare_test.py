@@ -37,7 +37,7 @@ def sides(tmp_path_factory):
         order = np.argsort(labels, kind="stable")
         images, labels = images[order], labels[order]
         if side == "a":
-            images = images // 4 * 3
+            images = images // 3 * 2
         np.savez(root / f"{side}.npz", images=images, labels=labels)
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
             files.write(str(root / f"{side}-flat" / f"{number:04d}.png"), pixels.png(image))
